@@ -1,0 +1,8 @@
+//! Seams: everything that makes a run differ from the last one (time, chance, files, zones, locks)
+//! enters the host here, with its fake beside it.
+
+pub mod clock;
+pub mod entropy;
+pub mod files;
+pub mod lock;
+pub mod zones;
