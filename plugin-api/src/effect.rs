@@ -37,6 +37,22 @@ pub struct LlmRequest {
     pub response_schema: Option<Value>,
 }
 
+impl LlmRequest {
+    /// A conversation that begins with `prompt`; everything else as the operator configured it.
+    #[must_use]
+    pub fn user(prompt: impl Into<String>) -> Self {
+        let message = LlmMessage { role: "user".to_owned(), content: prompt.into() };
+        Self { messages: vec![message], ..Self::default() }
+    }
+
+    /// The same with a system prompt.
+    #[must_use]
+    pub fn with_system(mut self, system: impl Into<String>) -> Self {
+        self.system = Some(system.into());
+        self
+    }
+}
+
 /// The model's answer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]

@@ -50,6 +50,18 @@ impl CallError {
         Self { code: code.to_owned(), message: message.into(), detail: Value::Null }
     }
 
+    /// A request, parameter or file that cannot be used as it is.
+    #[must_use]
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::new(code::INVALID, message)
+    }
+
+    /// Something was tried and did not work.
+    #[must_use]
+    pub fn failed(message: impl Into<String>) -> Self {
+        Self::new(code::FAILED, message)
+    }
+
     /// True for the answers that end the attempt and are never recorded: stopped, paused,
     /// budget exhausted, deadline, diverged.
     #[must_use]
@@ -57,4 +69,19 @@ impl CallError {
         [code::STOPPED, code::PAUSED, code::BUDGET_EXHAUSTED, code::DEADLINE, code::DIVERGED]
             .contains(&self.code.as_str())
     }
+}
+
+impl From<serde_json::Error> for CallError {
+    fn from(error: serde_json::Error) -> Self {
+        Self::invalid(error.to_string())
+    }
+}
+
+/// The error of a panic with this payload.
+pub(crate) fn from_panic(payload: &(dyn std::any::Any + Send)) -> CallError {
+    let message = match payload.downcast_ref::<&str>() {
+        Some(text) => (*text).to_owned(),
+        None => payload.downcast_ref::<String>().cloned().unwrap_or_else(|| "no message".to_owned()),
+    };
+    CallError::new(code::PANIC, message)
 }

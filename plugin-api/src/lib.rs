@@ -8,16 +8,21 @@
 //! This crate must never depend on the host, and no std, tokio or tracing type may
 //! cross the boundary that it defines.
 
+pub mod context;
 pub mod effect;
 pub mod error;
 pub mod mandate;
 pub mod report;
+pub mod runner;
+pub mod testing;
 pub mod usage;
 
+pub use context::{Context, HostCalls};
 pub use effect::{LlmMessage, LlmReply, LlmRequest, ToolCall, ToolReply};
 pub use error::{CallError, code};
 pub use mandate::Mandate;
 pub use report::{Report, Status};
+pub use runner::{CycleRunner, State};
 pub use usage::Usage;
 
 /// The number that stands in every payload as `schema`. A payload of a higher number may

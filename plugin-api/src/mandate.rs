@@ -49,6 +49,45 @@ pub struct Mandate {
     pub params: Map<String, Value>,
 }
 
+impl Mandate {
+    /// A first cycle of a mandate with nothing but a goal; tests begin with it.
+    #[must_use]
+    pub fn new(id: impl Into<String>, goal: impl Into<String>) -> Self {
+        Self {
+            schema: crate::PAYLOAD_SCHEMA,
+            id: id.into(),
+            cycle: 1,
+            attempt: 1,
+            goal: goal.into(),
+            schedule: None,
+            nominal_at: None,
+            project_scope: None,
+            max_cycles: ten(),
+            checkpoint_every: None,
+            risk_budget: None,
+            allowed_actions: None,
+            observe_policies: None,
+            params: Map::new(),
+        }
+    }
+
+    /// The same with one parameter more.
+    #[must_use]
+    pub fn with_param(mut self, key: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.params.insert(key.into(), value.into());
+        self
+    }
+
+    /// The parameters as a type of the runner's own.
+    ///
+    /// # Errors
+    /// `invalid`, naming what does not fit.
+    pub fn params_as<T: serde::de::DeserializeOwned>(&self) -> Result<T, crate::CallError> {
+        serde_json::from_value(Value::Object(self.params.clone()))
+            .map_err(|error| crate::CallError::invalid(format!("params of the mandate: {error}")))
+    }
+}
+
 fn one() -> u32 {
     1
 }

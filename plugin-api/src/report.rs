@@ -63,6 +63,26 @@ impl Report {
         Self { status: Status::Error, error: Some(message.into()), ..Self::ok() }
     }
 
+    /// A cycle that stops here until somebody resumes the mandate.
+    #[must_use]
+    pub fn paused(summary: impl Into<String>) -> Self {
+        Self { status: Status::Paused, summary: Some(summary.into()), ..Self::ok() }
+    }
+
+    /// The same with a line for people.
+    #[must_use]
+    pub fn with_summary(mut self, summary: impl Into<String>) -> Self {
+        self.summary = Some(summary.into());
+        self
+    }
+
+    /// The same, asking for another cycle.
+    #[must_use]
+    pub fn with_more(mut self) -> Self {
+        self.more = true;
+        self
+    }
+
     /// The claimed usage; a report carries no cost.
     #[must_use]
     pub fn usage(&self) -> Usage {

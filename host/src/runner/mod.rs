@@ -6,44 +6,11 @@
 
 use std::sync::Arc;
 
-use chrono::{DateTime, Utc};
 use kairos_plugin_api::{CallError, Mandate, Report};
 
-/// What a backend needs of the host while one cycle runs. Called from runner threads, may block.
-pub trait HostCalls: Send + Sync + 'static {
-    /// One call of the context: `method` is one of [`method`], request and answer are JSON.
-    fn call(&self, method: &str, request: &[u8]) -> Result<Vec<u8>, CallError>;
-    /// True when the cycle is asked to end soon.
-    fn should_stop(&self) -> bool;
-    /// When the cycle's time is over.
-    fn deadline(&self) -> Option<DateTime<Utc>>;
-    /// A log record of the runner; rate limited and tagged by the host.
-    fn log(&self, level: tracing::Level, target: &str, message: &str, fields: &serde_json::Value);
-}
-
-/// Names of the context's calls, as they cross every boundary.
-pub mod method {
-    /// `{"name": text}` -> `{}`: a phase begins.
-    pub const PHASE: &str = "phase";
-    /// `LlmRequest` -> `LlmReply`.
-    pub const LLM: &str = "llm";
-    /// `ToolCall` -> `ToolReply`.
-    pub const TOOL: &str = "tool";
-    /// Any object -> any: a proposal for a person.
-    pub const PROPOSE: &str = "propose";
-    /// `Usage` -> `{}`: usage that the host did not meter.
-    pub const USAGE: &str = "usage";
-    /// `{}` -> `{"now": RFC 3339}`: recorded, so a re-run sees the same.
-    pub const NOW: &str = "now";
-    /// `{"bytes": n}` (at most 1024) -> `{"hex": text}`: recorded likewise.
-    pub const RANDOM: &str = "random";
-    /// `{"key": text}` -> `{"value": any or null}`: the state as of the cycle's start, own puts included.
-    pub const STATE_GET: &str = "state_get";
-    /// `{"key": text, "value": any}` -> `{}`: lands with the finish of the cycle.
-    pub const STATE_PUT: &str = "state_put";
-    /// `{"message": text, "fraction": number or null}` -> `{}`.
-    pub const PROGRESS: &str = "progress";
-}
+/// What a backend needs of the host while one cycle runs, and the names of its calls. They are
+/// part of the contract, so the plugin-api owns them; the daemon implements the trait.
+pub use kairos_plugin_api::context::{HostCalls, method};
 
 /// Who a loaded runner is.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]

@@ -1,0 +1,276 @@
+//! A host without a daemon: what a runner's own tests are written against.
+//!
+//! [`FakeHost`] answers from a script, keeps a clock that moves by hand, records every step and
+//! replays the record when the same cycle is run again, as the daemon does after a crash. It
+//! must follow the rules of the real host; where it is simpler, it is stricter.
+//!
+//! ```
+//! use kairos_plugin_api::testing::FakeHost;
+//! use kairos_plugin_api::{CallError, Context, CycleRunner, LlmRequest, Mandate, Report};
+//!
+//! struct Asks;
+//!
+//! impl CycleRunner for Asks {
+//!     fn new(_params: &serde_json::Value) -> Result<Self, CallError> {
+//!         Ok(Self)
+//!     }
+//!     fn run_cycle(&self, mandate: &Mandate, ctx: &Context) -> Result<Report, CallError> {
+//!         let reply = ctx.llm(&LlmRequest::user(&mandate.goal))?;
+//!         Ok(Report::ok().with_summary(reply.text))
+//!     }
+//! }
+//!
+//! let host = FakeHost::new().reply("forty-two");
+//! let report = host.run(&Asks, &Mandate::new("m1", "the answer?")).unwrap();
+//! assert_eq!(report.summary.as_deref(), Some("forty-two"));
+//! assert_eq!(host.steps().len(), 1);
+//! ```
+
+mod replay;
+mod world;
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+
+use crate::context::Context;
+use crate::effect::{LlmReply, LlmRequest, ToolReply};
+use crate::error::{CallError, code};
+use crate::mandate::Mandate;
+use crate::report::Report;
+use crate::runner::CycleRunner;
+use crate::usage::Usage;
+
+pub use replay::survives_cuts;
+use world::{Fault, World};
+
+/// A scripted host. Clones share one script and one record, so a test can keep one to look at.
+#[derive(Clone)]
+pub struct FakeHost {
+    world: Arc<Mutex<World>>,
+}
+
+/// One recorded call with a result that a re-run would see again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// Which call, one of [`crate::context::method`].
+    pub method: String,
+    /// What was asked.
+    pub request: Value,
+    /// What was answered; an error that the runner was given stands here as its JSON.
+    pub answer: Result<Value, CallError>,
+}
+
+/// One line the runner logged.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LogLine {
+    /// How grave.
+    pub level: tracing::Level,
+    /// Where from.
+    pub target: String,
+    /// The text.
+    pub message: String,
+    /// Everything structured.
+    pub fields: Value,
+}
+
+impl Default for FakeHost {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The script. Each of these gives the host back, so that they chain.
+impl FakeHost {
+    /// A host with an empty script, at 2026-01-01T00:00:00Z.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { world: Arc::new(Mutex::new(World::new())) }
+    }
+
+    /// The next LLM call is answered with this text and counts as one call.
+    #[must_use]
+    pub fn reply(self, text: impl Into<String>) -> Self {
+        self.llm_reply(Ok(LlmReply {
+            text: text.into(),
+            model: "fake".to_owned(),
+            stop_reason: Some("end_turn".to_owned()),
+            usage: Usage { llm_calls: 1, ..Usage::ZERO },
+        }))
+    }
+
+    /// The next LLM call is answered so.
+    #[must_use]
+    pub fn llm_reply(self, reply: Result<LlmReply, CallError>) -> Self {
+        self.lock().llm.push_back(reply);
+        self
+    }
+
+    /// LLM calls that find no scripted reply are answered by `answer`.
+    #[must_use]
+    pub fn llm_with(
+        self,
+        answer: impl FnMut(&LlmRequest) -> Result<LlmReply, CallError> + Send + 'static,
+    ) -> Self {
+        self.lock().llm_with = Some(Box::new(answer));
+        self
+    }
+
+    /// The next call of tool `name` works and puts this out.
+    #[must_use]
+    pub fn tool_reply(self, name: &str, output: impl Into<Value>) -> Self {
+        self.tool_answer(name, Ok(ToolReply { ok: true, output: output.into() }))
+    }
+
+    /// The next call of tool `name` is answered so.
+    #[must_use]
+    pub fn tool_answer(self, name: &str, answer: Result<ToolReply, CallError>) -> Self {
+        self.lock().tools.entry(name.to_owned()).or_default().push_back(answer);
+        self
+    }
+
+    /// Calls of tool `name` that find no scripted answer are answered by `answer`.
+    #[must_use]
+    pub fn tool_with(
+        self,
+        name: &str,
+        answer: impl FnMut(&Value) -> Result<ToolReply, CallError> + Send + 'static,
+    ) -> Self {
+        self.lock().tools_with.insert(name.to_owned(), Box::new(answer));
+        self
+    }
+
+    /// The next proposal is decided so; a proposal without a decision answers `paused`.
+    #[must_use]
+    pub fn decision(self, decision: impl Into<Value>) -> Self {
+        self.lock().decisions.push_back(decision.into());
+        self
+    }
+
+    /// The `nth` time (from 1) that the host is really asked for `method`, replays not counted,
+    /// it answers with this error, once.
+    #[must_use]
+    pub fn fail_at(self, method: &str, nth: usize, error: CallError) -> Self {
+        self.lock().faults.push(Fault { method: method.to_owned(), nth, error });
+        self
+    }
+
+    /// The daemon stops at the `nth` call of `method`.
+    #[must_use]
+    pub fn stop_at(self, method: &str, nth: usize) -> Self {
+        self.fail_at(method, nth, CallError::new(code::STOPPED, "the daemon stops"))
+    }
+
+    /// The day's budget is used up at the `nth` call of `method`.
+    #[must_use]
+    pub fn budget_exhausted_at(self, method: &str, nth: usize) -> Self {
+        self.fail_at(method, nth, CallError::new(code::BUDGET_EXHAUSTED, "the day's limit is reached"))
+    }
+
+    /// The time it is.
+    #[must_use]
+    pub fn at(self, now: DateTime<Utc>) -> Self {
+        self.lock().now = now;
+        self
+    }
+
+    /// When the cycle's time is over. The host answers `deadline` from then on.
+    #[must_use]
+    pub fn deadline(self, deadline: DateTime<Utc>) -> Self {
+        self.lock().deadline = Some(deadline);
+        self
+    }
+
+    /// State left by an earlier cycle.
+    #[must_use]
+    pub fn state(self, key: &str, value: impl Into<Value>) -> Self {
+        self.lock().state.insert(key.to_owned(), value.into());
+        self
+    }
+}
+
+/// Running and looking.
+impl FakeHost {
+    /// Runs one attempt of a cycle and gives the outcome that the daemon would see. After an
+    /// outcome that ends the attempt, the next run replays the record; after any other it is
+    /// the next cycle.
+    ///
+    /// # Errors
+    /// The cycle's error; `panic` when the runner panicked.
+    pub fn run<R: CycleRunner>(&self, runner: &R, mandate: &Mandate) -> Result<Report, CallError> {
+        self.lock().begin_attempt();
+        let ctx = self.context();
+        let outcome = catch_unwind(AssertUnwindSafe(|| runner.run_cycle(mandate, &ctx)))
+            .unwrap_or_else(|payload| Err(crate::error::from_panic(payload.as_ref())));
+        let outcome = ctx.settle(outcome);
+        self.lock().end_attempt(&outcome);
+        outcome
+    }
+
+    /// A view of this host for tests that call a part of a runner.
+    #[must_use]
+    pub fn context(&self) -> Context {
+        Context::new(Arc::new(self.clone()))
+    }
+
+    /// Time goes on.
+    pub fn advance(&self, by: Duration) {
+        self.lock().now += by;
+    }
+
+    /// Asks the running cycle to end.
+    pub fn stop(&self) {
+        self.lock().stopping = true;
+    }
+
+    /// The recorded steps of the present or last cycle, in order.
+    #[must_use]
+    pub fn steps(&self) -> Vec<Step> {
+        self.lock().record.clone()
+    }
+
+    /// The phases that the present or last attempt went through.
+    #[must_use]
+    pub fn phases(&self) -> Vec<String> {
+        self.lock().phases.clone()
+    }
+
+    /// What the host metered itself, over all runs.
+    #[must_use]
+    pub fn metered(&self) -> Usage {
+        self.lock().metered
+    }
+
+    /// The sum of what runners booked with [`Context::usage`], over all runs.
+    #[must_use]
+    pub fn claimed(&self) -> Usage {
+        self.lock().claimed
+    }
+
+    /// The state as the next cycle will find it.
+    #[must_use]
+    pub fn landed_state(&self) -> BTreeMap<String, Value> {
+        self.lock().state.clone()
+    }
+
+    /// What was logged, over all runs.
+    #[must_use]
+    pub fn logs(&self) -> Vec<LogLine> {
+        self.lock().logs.clone()
+    }
+
+    /// What was told about progress in the present or last attempt.
+    #[must_use]
+    pub fn progress(&self) -> Vec<(String, Option<f64>)> {
+        self.lock().progress.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, World> {
+        // A closure of the script may panic in a test; the world is whole even then.
+        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

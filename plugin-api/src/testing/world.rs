@@ -1,0 +1,317 @@
+//! The inside of [`FakeHost`]: the script, the record, and the answers that follow from both.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::{FakeHost, LogLine, Step};
+use crate::context::{HostCalls, method};
+use crate::effect::{LlmReply, LlmRequest, ToolCall, ToolReply};
+use crate::error::{CallError, code};
+use crate::report::Report;
+use crate::usage::Usage;
+
+type LlmAnswers = Box<dyn FnMut(&LlmRequest) -> Result<LlmReply, CallError> + Send>;
+type ToolAnswers = Box<dyn FnMut(&Value) -> Result<ToolReply, CallError> + Send>;
+
+/// An error that the script wants at one certain call.
+pub(super) struct Fault {
+    pub method: String,
+    pub nth: usize,
+    pub error: CallError,
+}
+
+/// Everything behind the lock.
+pub(super) struct World {
+    pub now: DateTime<Utc>,
+    pub deadline: Option<DateTime<Utc>>,
+    pub stopping: bool,
+    pub llm: VecDeque<Result<LlmReply, CallError>>,
+    pub llm_with: Option<LlmAnswers>,
+    pub tools: HashMap<String, VecDeque<Result<ToolReply, CallError>>>,
+    pub tools_with: HashMap<String, ToolAnswers>,
+    pub decisions: VecDeque<Value>,
+    pub faults: Vec<Fault>,
+    pub state: BTreeMap<String, Value>,
+    pub record: Vec<Step>,
+    pub phases: Vec<String>,
+    pub metered: Usage,
+    pub claimed: Usage,
+    pub logs: Vec<LogLine>,
+    pub progress: Vec<(String, Option<f64>)>,
+    /// Before which step the attempt is cut, and its outcome lost.
+    pub cut: Option<usize>,
+    position: usize,
+    asked: HashMap<String, usize>,
+    puts: BTreeMap<String, Value>,
+    random: u64,
+    busy: bool,
+    finished: bool,
+}
+
+impl World {
+    pub(super) fn new() -> Self {
+        Self {
+            now: DateTime::from_timestamp(1_767_225_600, 0).expect("a valid time"),
+            deadline: None,
+            stopping: false,
+            llm: VecDeque::new(),
+            llm_with: None,
+            tools: HashMap::new(),
+            tools_with: HashMap::new(),
+            decisions: VecDeque::new(),
+            faults: Vec::new(),
+            state: BTreeMap::new(),
+            record: Vec::new(),
+            phases: Vec::new(),
+            metered: Usage::ZERO,
+            claimed: Usage::ZERO,
+            logs: Vec::new(),
+            progress: Vec::new(),
+            cut: None,
+            position: 0,
+            asked: HashMap::new(),
+            puts: BTreeMap::new(),
+            random: 0x9e37_79b9_7f4a_7c15,
+            busy: false,
+            finished: false,
+        }
+    }
+
+    pub(super) fn begin_attempt(&mut self) {
+        if self.finished {
+            self.record.clear();
+            self.finished = false;
+        }
+        self.position = 0;
+        self.stopping = false;
+        self.puts.clear();
+        self.phases.clear();
+        self.progress.clear();
+    }
+
+    pub(super) fn end_attempt(&mut self, outcome: &Result<Report, CallError>) {
+        if self.cut.take().is_some() || outcome.as_ref().is_err_and(CallError::ends_attempt) {
+            return;
+        }
+        self.finished = true;
+        if outcome.is_ok() {
+            self.state.append(&mut self.puts);
+        }
+    }
+
+    /// The error the script or the clock has for this call, if any.
+    fn refusal(&mut self, method: &str) -> Option<CallError> {
+        let asked = self.asked.entry(method.to_owned()).or_default();
+        *asked += 1;
+        let nth = *asked;
+        if let Some(at) = self.faults.iter().position(|fault| fault.method == method && fault.nth == nth) {
+            let error = self.faults.swap_remove(at).error;
+            self.stopping |= error.code == code::STOPPED;
+            return Some(error);
+        }
+        if self.stopping && is_effect(method) {
+            return Some(CallError::new(code::STOPPED, "the cycle is asked to end"));
+        }
+        if self.deadline.is_some_and(|deadline| self.now >= deadline) && is_effect(method) {
+            return Some(CallError::new(code::DEADLINE, "the deadline has passed"));
+        }
+        None
+    }
+
+    /// The recorded answer to the step at hand, if it was recorded, or that it differs.
+    fn replay(&mut self, method: &str, request: &Value) -> Option<Result<Value, CallError>> {
+        let number = self.position;
+        let step = self.record.get(number)?;
+        if step.method != method || &step.request != request {
+            let mut error =
+                CallError::new(code::DIVERGED, format!("step {number} differs from the recorded one"));
+            error.detail = json!({
+                "step": number,
+                "recorded": {"method": step.method, "request": step.request},
+                "requested": {"method": method, "request": request},
+            });
+            return Some(Err(error));
+        }
+        self.position += 1;
+        Some(step.answer.clone())
+    }
+
+    fn keep(&mut self, method: &str, request: Value, answer: &Result<Value, CallError>) {
+        if answer.as_ref().is_err_and(CallError::ends_attempt) {
+            return;
+        }
+        self.record.push(Step { method: method.to_owned(), request, answer: answer.clone() });
+        self.position += 1;
+    }
+
+    /// Calls that are no step: they have no result, or one that follows from the record.
+    fn plain(&mut self, method: &str, request: &Value) -> Result<Value, CallError> {
+        match method {
+            method::PHASE => self.phases.push(text(request, "name")?),
+            method::PROGRESS => {
+                self.progress.push((text(request, "message")?, request["fraction"].as_f64()));
+            }
+            method::STATE_GET => {
+                let key = text(request, "key")?;
+                return Ok(json!({ "value": self.puts.get(&key).or_else(|| self.state.get(&key)) }));
+            }
+            method::STATE_PUT => {
+                self.puts.insert(text(request, "key")?, request["value"].clone());
+            }
+            other => return Err(CallError::invalid(format!("there is no call named {other:?}"))),
+        }
+        Ok(json!({}))
+    }
+
+    fn random_hex(&mut self, request: &Value) -> Result<Value, CallError> {
+        let bytes = request["bytes"].as_u64().filter(|bytes| *bytes <= 1024);
+        let bytes = bytes.ok_or_else(|| CallError::invalid("random gives at most 1024 bytes"))?;
+        let mut hex = String::new();
+        for _ in 0..bytes {
+            // xorshift64: unlike from call to call, and the same in every run of a test.
+            self.random ^= self.random << 13;
+            self.random ^= self.random >> 7;
+            self.random ^= self.random << 17;
+            hex.push_str(&format!("{:02x}", self.random >> 56));
+        }
+        Ok(json!({ "hex": hex }))
+    }
+}
+
+impl FakeHost {
+    fn answer(&self, method: &str, request: &Value) -> Result<Value, CallError> {
+        if !is_step(method) {
+            let mut world = self.lock();
+            return match world.refusal(method) {
+                Some(error) => Err(error),
+                None => world.plain(method, request),
+            };
+        }
+        {
+            let mut world = self.lock();
+            if world.busy {
+                return Err(CallError::new(code::BUSY, "another effect of this cycle is under way"));
+            }
+            if world.cut == Some(world.position) {
+                return Err(CallError::new(code::STOPPED, "the attempt is cut here"));
+            }
+            if let Some(recorded) = world.replay(method, request) {
+                return recorded;
+            }
+            if let Some(error) = world.refusal(method) {
+                let answer = Err(error);
+                world.keep(method, request.clone(), &answer);
+                return answer;
+            }
+            world.busy = true;
+        }
+        // Closures of the script run without the lock: they may move the clock or stop the host.
+        let answer = self.execute(method, request);
+        let mut world = self.lock();
+        world.busy = false;
+        world.keep(method, request.clone(), &answer);
+        answer
+    }
+
+    fn execute(&self, method: &str, request: &Value) -> Result<Value, CallError> {
+        match method {
+            method::LLM => to_value(&self.ask_model(&parse(request)?)?),
+            method::TOOL => to_value(&self.run_tool(&parse(request)?)?),
+            method::PROPOSE => {
+                let decision = self.lock().decisions.pop_front();
+                decision.ok_or_else(|| CallError::new(code::PAUSED, "the proposal waits for a person"))
+            }
+            method::USAGE => {
+                let delta: Usage = parse(request)?;
+                let mut world = self.lock();
+                world.claimed = world.claimed.plus(delta);
+                Ok(json!({}))
+            }
+            method::NOW => Ok(json!({ "now": self.lock().now })),
+            _ => self.lock().random_hex(request),
+        }
+    }
+
+    fn ask_model(&self, request: &LlmRequest) -> Result<LlmReply, CallError> {
+        let scripted = self.lock().llm.pop_front();
+        let reply = match scripted {
+            Some(reply) => reply?,
+            None => {
+                let taken = self.lock().llm_with.take();
+                let Some(mut answer) = taken else {
+                    return Err(CallError::failed("the script has no reply to this LLM call"));
+                };
+                let reply = answer(request);
+                self.lock().llm_with = Some(answer);
+                reply?
+            }
+        };
+        let mut world = self.lock();
+        world.metered = world.metered.plus(reply.usage);
+        Ok(reply)
+    }
+
+    fn run_tool(&self, call: &ToolCall) -> Result<ToolReply, CallError> {
+        let scripted = self.lock().tools.get_mut(&call.name).and_then(VecDeque::pop_front);
+        if let Some(reply) = scripted {
+            return reply;
+        }
+        let taken = self.lock().tools_with.remove(&call.name);
+        let Some(mut answer) = taken else {
+            return Err(CallError::invalid(format!("the script has no answer of tool {:?}", call.name)));
+        };
+        let reply = answer(&call.args);
+        self.lock().tools_with.insert(call.name.clone(), answer);
+        reply
+    }
+}
+
+impl HostCalls for FakeHost {
+    fn call(&self, method: &str, request: &[u8]) -> Result<Vec<u8>, CallError> {
+        let request: Value = serde_json::from_slice(request)?;
+        let answer = self.answer(method, &request)?;
+        Ok(serde_json::to_vec(&answer)?)
+    }
+
+    fn should_stop(&self) -> bool {
+        let world = self.lock();
+        world.stopping || world.deadline.is_some_and(|deadline| world.now >= deadline)
+    }
+
+    fn deadline(&self) -> Option<DateTime<Utc>> {
+        self.lock().deadline
+    }
+
+    fn log(&self, level: tracing::Level, target: &str, message: &str, fields: &Value) {
+        let line =
+            LogLine { level, target: target.to_owned(), message: message.to_owned(), fields: fields.clone() };
+        self.lock().logs.push(line);
+    }
+}
+
+/// Calls whose answers are recorded.
+fn is_step(method: &str) -> bool {
+    [method::LLM, method::TOOL, method::PROPOSE, method::USAGE, method::NOW, method::RANDOM].contains(&method)
+}
+
+/// Calls that a host refuses once the cycle should end.
+fn is_effect(method: &str) -> bool {
+    [method::LLM, method::TOOL, method::PROPOSE].contains(&method)
+}
+
+fn text(request: &Value, key: &str) -> Result<String, CallError> {
+    let text = request[key].as_str().map(str::to_owned);
+    text.ok_or_else(|| CallError::invalid(format!("{key} must be a text")))
+}
+
+fn parse<T: DeserializeOwned>(request: &Value) -> Result<T, CallError> {
+    Ok(serde_json::from_value(request.clone())?)
+}
+
+fn to_value<T: Serialize>(value: &T) -> Result<Value, CallError> {
+    Ok(serde_json::to_value(value)?)
+}
