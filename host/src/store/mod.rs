@@ -8,9 +8,11 @@
 //! implement the trait; nothing authoritative lives in memory.
 
 mod pending;
+mod sink;
 mod types;
 
 pub use pending::{Pending, Promise};
+pub use sink::{CommitSink, Committed, WalHead};
 pub use types::*;
 
 use chrono::{DateTime, Utc};
@@ -153,6 +155,8 @@ pub trait Store: Send + Sync + 'static {
     fn occurrences(&self, schedule: &str, limit: usize) -> Result<Vec<OccurrenceRow>>;
     /// The WAL lines of a mandate, with their newlines left off, from sequence number `from`.
     fn wal_lines(&self, id: &str, from: u64) -> Result<Vec<String>>;
+    /// Where the log of each mandate stands, of the open ones only if asked.
+    fn wal_heads(&self, open_only: bool) -> Result<Vec<WalHead>>;
     /// How many are queued and which run, the longest running first.
     fn counts(&self) -> Result<Counts>;
     /// Events after `after`, oldest first.
