@@ -1,1 +1,3 @@
-//! Placeholder.
+//! The living parts of the daemon: chronos, dispatch, heartbeat, mailbox, signals, lifecycle.
+
+pub mod claims;
