@@ -128,7 +128,8 @@ pub trait Store: Send + Sync + 'static {
 
     // --- steps of a running cycle -----------------------------------------------------------
 
-    /// Commits a step's intent and reservation. All earlier settles of any mandate are part of this commit or an earlier one.
+    /// Commits a step's intent and reservation. A step that is there already without a result is
+    /// begun again, with a fresh reservation. All earlier settles of any mandate are part of this commit or an earlier one.
     fn begin_step(&self, step: BeginStep) -> Pending<BegunStep>;
     /// Hands in a step's result. Lazy: durable with the next commit, within [`LAZY_FLUSH`] at the latest.
     fn settle_step(&self, step: SettleStep) -> Pending<()>;

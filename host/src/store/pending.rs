@@ -37,6 +37,15 @@ impl<T> Pending<T> {
     pub fn wait(self) -> Result<T> {
         self.0.blocking_recv().unwrap_or(Err(Error::Closed))
     }
+
+    /// The answer if it is here already; gives itself back otherwise. Never blocks.
+    pub fn try_now(mut self) -> std::result::Result<Result<T>, Self> {
+        match self.0.try_recv() {
+            Ok(answer) => Ok(answer),
+            Err(oneshot::error::TryRecvError::Closed) => Ok(Err(Error::Closed)),
+            Err(oneshot::error::TryRecvError::Empty) => Err(self),
+        }
+    }
 }
 
 impl<T> Promise<T> {

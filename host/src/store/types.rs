@@ -370,7 +370,7 @@ pub enum MandateCommand {
 pub enum Resolution {
     /// It was done.
     Done,
-    /// Do the open step again.
+    /// Do the step under review again, whatever the world says: it and all after it are forgotten.
     Redo,
     /// It failed.
     Fail,
@@ -460,7 +460,8 @@ pub struct SettleStep {
     pub cycle: u32,
     /// Which step.
     pub seq: u32,
-    /// `Done` or `NeedsReview`.
+    /// `Done` or `NeedsReview`; or `Executing` when the effect was given up before it had a result
+    /// (a cancelled call): its usage is booked and the step stays open, to be begun again.
     pub state: StepState,
     /// The JSON answer the runner sees, errors included.
     pub result: Value,
@@ -490,7 +491,8 @@ pub struct CycleNote {
 /// Kinds of notes.
 #[derive(Clone, Debug)]
 pub enum NoteKind {
-    /// A phase begins; the one before it, if any, is completed.
+    /// A phase begins; the one before it, if any, is completed. A re-run may announce a phase
+    /// again that was already noted: nothing changes then.
     Phase(String),
     /// Usage that the host did not meter, with the ledger's day.
     Usage {
@@ -498,14 +500,18 @@ pub enum NoteKind {
         delta: Usage,
         /// Day of the ledger.
         day: String,
+        /// Position in the cycle: the delta is also recorded as a finished step of kind `answer`,
+        /// named `usage`, whose result is the delta, so that a re-run does not book it twice.
+        /// `None` books only: the attempt had already ended.
+        seq: Option<u32>,
     },
     /// An answer that a re-run must see again, recorded as a finished step of kind `answer`.
     Answer {
         /// Position in the cycle.
         seq: u32,
-        /// `now` or `random`.
+        /// `now`, `random`, or the name of an effect that was refused before it began.
         name: String,
-        /// The answer.
+        /// The answer, kept as the step's result.
         value: Value,
     },
 }
