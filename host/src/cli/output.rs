@@ -1,0 +1,108 @@
+//! What commands print: data on stdout, talk on stderr, JSON when asked.
+
+use std::io::Write;
+
+use serde_json::Value;
+
+/// How to print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Style {
+    /// `--json`.
+    pub json: bool,
+    /// Colours and progress bars: stdout is a terminal and nobody asked for plain text.
+    pub rich: bool,
+}
+
+/// Prints a value as JSON on a line of its own, or as text made by `human`.
+pub fn emit(style: Style, value: &Value, human: impl FnOnce(&Value) -> String) -> anyhow::Result<()> {
+    let text = if style.json { value.to_string() } else { human(value) };
+    line(&text)
+}
+
+/// Prints text; a reader that has gone away ends the program's talk, not its work.
+pub fn line(text: &str) -> anyhow::Result<()> {
+    let text = text.trim_end_matches('\n');
+    if text.is_empty() {
+        return Ok(());
+    }
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+/// Says something to a person.
+pub fn say(style: Style, text: &str) {
+    if !style.json {
+        // A closed stderr is no reason to fail.
+        let _ = writeln!(std::io::stderr(), "{text}");
+    }
+}
+
+/// Columns aligned by width, the header first. Control characters are shown, not obeyed.
+#[must_use]
+pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| row.iter().map(|cell| printable(cell)).collect()).collect();
+    let mut widths: Vec<usize> = header.iter().map(|cell| cell.chars().count()).collect();
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut out = String::new();
+    let mut push = |cells: Vec<&str>| {
+        let mut text = String::new();
+        for (cell, width) in cells.iter().zip(&widths) {
+            text.push_str(cell);
+            text.extend(std::iter::repeat_n(' ', width - cell.chars().count() + 2));
+        }
+        out.push_str(text.trim_end());
+        out.push('\n');
+    };
+    push(header.to_vec());
+    for row in &rows {
+        push(row.iter().map(String::as_str).collect());
+    }
+    out
+}
+
+/// The text with control characters escaped, so that a name cannot drive a terminal.
+#[must_use]
+pub fn printable(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
+        .collect()
+}
+
+/// A field as a person reads it: text bare, nothing as a dash.
+#[must_use]
+pub fn cell(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// Rows of the named fields of an array of objects.
+#[must_use]
+pub fn rows(list: &Value, fields: &[&str]) -> Vec<Vec<String>> {
+    list.as_array()
+        .into_iter()
+        .flatten()
+        .map(|item| fields.iter().map(|field| cell(&item[*field])).collect())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn table_aligns_and_shows_control_characters() {
+        let text =
+            table(&["name", "n"], &[vec!["a\u{1b}[31m".into(), "1".into()], vec!["bb".into(), "22".into()]]);
+        assert_eq!(text, "name         n\na\\u{1b}[31m  1\nbb           22\n");
+    }
+}
