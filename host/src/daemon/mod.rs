@@ -1,3 +1,6 @@
 //! The living parts of the daemon: chronos, dispatch, heartbeat, mailbox, signals, lifecycle.
 
+pub mod attach_server;
 pub mod claims;
+pub mod heartbeat;
+pub mod mailbox;
