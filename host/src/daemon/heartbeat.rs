@@ -219,11 +219,8 @@ mod tests {
     fn file_holds_the_keys_of_the_reference() {
         let (_dir, _clock, heart, pulse) = set_up();
         heart.emit(&*pulse).unwrap();
-        let value: serde_json::Value =
-            serde_json::from_slice(&std::fs::read(heart.path()).unwrap()).unwrap();
-        for key in
-            ["pid", "ts", "last_cycle_at", "active_mandate_id", "queue_depth", "tick_count", "state"]
-        {
+        let value: serde_json::Value = serde_json::from_slice(&std::fs::read(heart.path()).unwrap()).unwrap();
+        for key in ["pid", "ts", "last_cycle_at", "active_mandate_id", "queue_depth", "tick_count", "state"] {
             assert!(value.get(key).is_some(), "{key} is missing");
         }
     }

@@ -329,11 +329,7 @@ impl Mailbox {
     ///
     /// # Errors
     /// Those of [`Mailbox::post`], and the store's.
-    pub async fn stop_mandate(
-        &self,
-        id: &str,
-        note: Option<String>,
-    ) -> Result<MandateState, CommandError> {
+    pub async fn stop_mandate(&self, id: &str, note: Option<String>) -> Result<MandateState, CommandError> {
         let command = MandateCommand::Stop { note };
         let done = self.ask(|reply| Command::Work(Work::Mandate { id: id.to_owned(), command, reply }));
         Ok(done.await?.state)
