@@ -1,1 +1,18 @@
-//! Placeholder.
+//! Configuration: layers (defaults, file, environment, command line) -> a checked struct that cannot
+//! be wrong. Every problem of a file is found in one pass, with its place and a remedy; `config
+//! check`, `config dump` and the boot use the same code. Never imported below the command line.
+
+pub mod daemon;
+pub mod env;
+pub mod keys;
+pub mod llm;
+pub mod paths;
+pub mod reader;
+pub mod report;
+pub mod values;
+pub mod yaml;
+
+pub use daemon::{DaemonConfig, Diff, Isolation, RunnerConfig, WalOnError, World};
+pub use env::Env;
+pub use paths::Paths;
+pub use report::{Level, Problem, Report};

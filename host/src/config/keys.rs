@@ -1,0 +1,139 @@
+//! The table behind the configuration's documentation and behind what a reload can change. A test
+//! compares it with the keys the readers really ask for, and with `host/docs/config.md`.
+
+/// When a changed key counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// With the reload; work that has begun keeps the former value.
+    Reload,
+    /// With the next start.
+    Restart,
+}
+
+/// One key of daemon.yml.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// Dotted path; `*` stands for a free name.
+    pub path: &'static str,
+    /// When a change counts.
+    pub when: When,
+    /// What it means.
+    pub meaning: &'static str,
+}
+
+const fn live(path: &'static str, meaning: &'static str) -> Key {
+    Key { path, when: When::Reload, meaning }
+}
+
+const fn fixed(path: &'static str, meaning: &'static str) -> Key {
+    Key { path, when: When::Restart, meaning }
+}
+
+/// Every key of daemon.yml, in the order of the reference.
+pub const DAEMON: &[Key] = &[
+    live(
+        "tick_interval",
+        "Upper bound of one sleep of the scheduling loop; it wakes earlier when something is due.",
+    ),
+    live("graceful_timeout", "How long a stop waits for running cycles before it interrupts them."),
+    fixed("pid_path", "The lock file of the root; its first line is the daemon's pid. Relative to the root."),
+    live("mode", "Accepted for files of the reference; `daemon` is the only word and has no effect."),
+    live("max_concurrent_cycles", "Most cycles that run at the same time."),
+    live(
+        "chronos.max_catch_up_per_minute",
+        "Most missed occurrences that fire per minute, over all schedules.",
+    ),
+    live(
+        "budget.daily_calls",
+        "LLM calls a day. `null`: no limit. `daily_limit` is accepted as another name.",
+    ),
+    live("budget.daily_tokens", "Input and output tokens a day together. `null`: no limit."),
+    live("budget.daily_usd", "US dollars a day. `null`: no limit."),
+    fixed("budget.timezone", "The zone whose midnight begins a new day."),
+    live("heartbeat.interval", "Time between two heartbeats."),
+    live("store.retention_days", "Days that ended mandates stay in the store."),
+    fixed("wal.dir", "Directory of the per-mandate logs. Relative to the root."),
+    live(
+        "wal.on_error",
+        "What happens to a cycle whose log cannot be opened: it does not start, or it runs without.",
+    ),
+    live("wal.retention_days", "Days that archived logs stay."),
+    fixed("attach.host", "Address the attach server listens on; loopback only."),
+    fixed("attach.port", "Port the attach server listens on; 0 lets the system choose."),
+    live(
+        "default_runner",
+        "The runner of schedules and mandates that name none; by itself `cognitive`, else the first.",
+    ),
+    live(
+        "runners.*.plugin",
+        "Name of a plugin (`a-b` is the file `liba_b.so`), or a path when it holds a slash; by itself the runner's name.",
+    ),
+    live(
+        "runners.*.isolation",
+        "Where the runner's code runs. What is not available is refused, never replaced by something weaker.",
+    ),
+    live("runners.*.deadline", "How long one cycle may take."),
+    live("runners.*.params", "Parameters for every mandate of the runner; those of the mandate win."),
+    live("llm.default", "The provider of requests that name none; by itself the first."),
+    live("llm.providers.*.kind", "What the provider talks to. Needed."),
+    live("llm.providers.*.base_url", "`anthropic`, `openai`: URL of the service; needed for `openai`."),
+    live("llm.providers.*.model", "The model of requests that name none."),
+    live(
+        "llm.providers.*.api_key",
+        "`anthropic`, `openai`: `{env: NAME}`, `{file: PATH}` or `{credential: NAME}`; never the key itself.",
+    ),
+    live("llm.providers.*.max_tokens", "Most tokens of a reply, for requests that name no figure."),
+    live("llm.providers.*.price.input_usd_per_mtok", "US dollars per million tokens sent."),
+    live("llm.providers.*.price.output_usd_per_mtok", "US dollars per million tokens received."),
+    live("llm.providers.*.file", "`scripted`: the file with the replies. Relative to the root."),
+    live("tools.mcpServers", "MCP servers by name, each with `command` and `args`, or with `url`."),
+    live("tools.policy", "Rules about what tools may do, in order."),
+];
+
+/// When a change of this key counts. Unknown keys count as live: they belong to a map with free names.
+#[must_use]
+pub fn takes_effect(key: &str) -> When {
+    DAEMON.iter().find(|known| matches(known.path, key)).map_or(When::Reload, |known| known.when)
+}
+
+/// True when a dotted path is one that the pattern stands for. Names with dots are in quotes.
+#[must_use]
+pub fn matches(pattern: &str, key: &str) -> bool {
+    let mut parts = segments(key).into_iter();
+    pattern.split('.').all(|want| parts.next().is_some_and(|part| want == "*" || want == part))
+        && parts.next().is_none()
+}
+
+fn segments(key: &str) -> Vec<&str> {
+    let mut found = Vec::new();
+    let (mut start, mut quoted, mut escaped) = (0, false, false);
+    for (at, byte) in key.bytes().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b'.' if !quoted => {
+                found.push(&key[start..at]);
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    found.push(&key[start..]);
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_match_free_names_also_with_dots_and_quotes() {
+        assert!(matches("runners.*.plugin", "runners.quick.plugin"));
+        assert!(matches("runners.*.plugin", r#"runners."a.b \" c".plugin"#));
+        assert!(!matches("runners.*.plugin", "runners.a.b.plugin"));
+        assert!(!matches("runners.*.plugin", "runners.a"));
+        assert_eq!(takes_effect("attach.port"), When::Restart);
+        assert_eq!(takes_effect("runners.x.deadline"), When::Reload);
+    }
+}
