@@ -147,7 +147,8 @@ pub fn decide(set: &impl Occurrences, policy: &SchedulePolicy, window: &Window<'
         return Verdict { cursor, ..Verdict::default() };
     }
     let holes = Holes::of(set, window);
-    let live_from = policy.start_deadline.map_or(cursor, |deadline| cursor.max(now.saturating_sub(secs(deadline))));
+    let live_from =
+        policy.start_deadline.map_or(cursor, |deadline| cursor.max(now.saturating_sub(secs(deadline))));
     let mut verdict = Verdict { cursor: now, ..Verdict::default() };
 
     let Some(oldest) = holes.next(set, live_from, now) else {
