@@ -99,10 +99,13 @@ pub trait Store: Send + Sync + 'static {
     // --- schedules -----------------------------------------------------------------------
 
     /// Registers schedules that are new, or whose rule changed, with the cursor the caller decided on.
+    /// A cursor before the stored one (the clock was set back) takes missed runs that end after it
+    /// back; what is left of a run across it comes in [`Adopt::missed`]. Fires stay.
     fn adopt(&self, schedules: Vec<Adopt>) -> Pending<()>;
     /// Records evaluations: cursors, occurrences, mandates, and, in the same commit, the start
-    /// of cycles if `claim` is given. An evaluation whose `expect_cursor` is not the stored one is left out
-    /// and reported.
+    /// of cycles if `claim` is given. An evaluation whose `expect_cursor` is not the stored one, or whose
+    /// schedule is paused, is left out and reported as stale. A fire whose occurrence has a mandate
+    /// already is left out in silence. Times to be skipped that the new cursor has passed are forgotten.
     fn fire(&self, request: FireRequest) -> Pending<FireOutcome>;
     /// Pauses a schedule. Its occurrences are recorded as `paused` when it goes on.
     fn pause_schedule(&self, pause: PauseSchedule) -> Pending<()>;
@@ -110,6 +113,9 @@ pub trait Store: Send + Sync + 'static {
     fn resume_schedule(&self, resume: ResumeSchedule) -> Pending<()>;
     /// Leaves out exactly one nominal time; reason `paused`.
     fn skip_next(&self, schedule: String, nominal: DateTime<Utc>) -> Pending<()>;
+
+    /// Records an event that no other change of the store brings along.
+    fn event(&self, event: NewEvent) -> Pending<()>;
 
     // --- mandates --------------------------------------------------------------------------
 
@@ -142,6 +148,11 @@ pub trait Store: Send + Sync + 'static {
     fn day(&self, day: &str) -> Result<DayTotals>;
     /// State of every schedule ever seen.
     fn schedules(&self) -> Result<Vec<ScheduleState>>;
+    /// State of one schedule, if it was ever seen.
+    fn schedule(&self, name: &str) -> Result<Option<ScheduleState>>;
+    /// Nominal times that fired and lie after their schedule's cursor, because the clock was set
+    /// back since. Costs nothing unless a cursor once went back to before `now`.
+    fn settled_ahead(&self, now: DateTime<Utc>) -> Result<Vec<(String, DateTime<Utc>)>>;
     /// Mandates that match, newest first unless the filter says otherwise.
     fn mandates(&self, filter: &MandateFilter) -> Result<Vec<MandateRow>>;
     /// One mandate.

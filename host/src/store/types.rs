@@ -676,6 +676,21 @@ pub struct EventRow {
     pub details: Value,
 }
 
+/// An event to be recorded by itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NewEvent {
+    /// When.
+    pub at: DateTime<Utc>,
+    /// A constant name, `clock_stepped_back` for example.
+    pub kind: &'static str,
+    /// Its schedule.
+    pub schedule: Option<String>,
+    /// Its mandate.
+    pub mandate: Option<String>,
+    /// The rest.
+    pub details: Value,
+}
+
 /// A glance at the queue.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
