@@ -57,7 +57,8 @@ pub async fn list(
 }
 
 fn states(text: Option<&str>) -> Result<Vec<MandateState>, ApiError> {
-    let words = text.into_iter().flat_map(|text| text.split(',')).map(str::trim).filter(|word| !word.is_empty());
+    let words =
+        text.into_iter().flat_map(|text| text.split(',')).map(str::trim).filter(|word| !word.is_empty());
     words
         .map(|word| {
             MandateState::parse(word).ok_or_else(|| {
@@ -132,8 +133,7 @@ pub async fn add(
         again: false,
         now,
     };
-    let added =
-        plane.mailbox.ask(|reply| Command::Work(Work::AddMandate(Box::new(mandate), reply))).await?;
+    let added = plane.mailbox.ask(|reply| Command::Work(Work::AddMandate(Box::new(mandate), reply))).await?;
     let body = json!({"enqueued": true, "command_id": added.id, "id": added.id, "created": added.created});
     Ok((StatusCode::ACCEPTED, Json(body)))
 }
@@ -204,10 +204,8 @@ pub async fn resolve(
 
 async fn command(plane: &ControlPlane, id: String, command: MandateCommand) -> Answer {
     let mandate = id.clone();
-    let done = plane
-        .mailbox
-        .ask(|reply| Command::Work(Work::Mandate { id: mandate, command, reply }))
-        .await?;
+    let done =
+        plane.mailbox.ask(|reply| Command::Work(Work::Mandate { id: mandate, command, reply })).await?;
     Ok(Json(json!({"id": id, "mandate_id": id, "state": done.state, "stopping": done.stop_running})))
 }
 

@@ -183,10 +183,8 @@ pub async fn backfill(
         .remedy("ask again with `--yes` if that is meant"));
     }
     let name = schedule.clone();
-    let made = plane
-        .mailbox
-        .ask(|reply| Command::Work(Work::Backfill { schedule, from, to, again, reply }))
-        .await?;
+    let made =
+        plane.mailbox.ask(|reply| Command::Work(Work::Backfill { schedule, from, to, again, reply })).await?;
     Ok(Json(json!({"schedule": name, "count": count, "created": made.created, "occupied": made.occupied})))
 }
 

@@ -12,7 +12,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tower::ServiceExt;
 
-use super::exit::{Failure, exit};
+use super::exit::{Failure, code};
 
 /// An answer may not be larger; the longest is the list of all mandates.
 const ANSWER_MAX: usize = 256 << 20;
@@ -71,13 +71,13 @@ async fn over_socket(socket: &PathBuf, request: Request<Body>) -> anyhow::Result
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
             return Err(Failure::new(
-                exit::DAEMON_DOWN,
+                code::DAEMON_DOWN,
                 "daemon_down",
                 format!("{}: {error}", socket.display()),
             )
             .into());
         }
-        Err(_) => return Err(Failure::new(exit::FAILED, "daemon_stuck", "the daemon does not answer").into()),
+        Err(_) => return Err(Failure::new(code::FAILED, "daemon_stuck", "the daemon does not answer").into()),
     };
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let driver = tokio::spawn(connection);
@@ -98,17 +98,17 @@ async fn collect(body: Body) -> anyhow::Result<Vec<u8>> {
 
 fn failure(status: u16, value: &Value) -> Failure {
     let exit = match status {
-        400 | 405 | 413 | 422 => exit::USAGE,
-        401 | 403 => exit::AUTH,
-        402 => exit::BUDGET,
-        404 => exit::NOT_FOUND,
-        409 | 410 => exit::CONFLICT,
-        507 => exit::STORE,
-        _ => exit::FAILED,
+        400 | 405 | 413 | 422 => code::USAGE,
+        401 | 403 => code::AUTH,
+        402 => code::BUDGET,
+        404 => code::NOT_FOUND,
+        409 | 410 => code::CONFLICT,
+        507 => code::STORE,
+        _ => code::FAILED,
     };
-    let code = value["error"].as_str().unwrap_or("failed");
+    let word = value["error"].as_str().unwrap_or("failed");
     let message = value["message"].as_str().unwrap_or("the daemon refused without a reason");
-    let mut failure = Failure::new(exit, code, message);
+    let mut failure = Failure::new(exit, word, message);
     failure.remedy = value["remedy"].as_str().map(str::to_owned);
     failure
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// Exit codes, fixed.
-pub mod exit {
+pub mod code {
     /// Failed, or `run` finds another daemon.
     pub const FAILED: u8 = 1;
     /// Usage or configuration.
@@ -29,7 +29,7 @@ pub mod exit {
 /// A failure of a command, as a person and a script see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// One of [`exit`].
+    /// one of [`code`].
     pub exit: u8,
     /// A constant word.
     pub code: String,
@@ -54,18 +54,18 @@ impl Failure {
 
     /// Wrong use or configuration.
     pub fn usage(message: impl Into<String>) -> Self {
-        Self::new(exit::USAGE, "usage", message)
+        Self::new(code::USAGE, "usage", message)
     }
 
     /// Does not exist.
     pub fn not_found(message: impl Into<String>) -> Self {
-        Self::new(exit::NOT_FOUND, "not_found", message)
+        Self::new(code::NOT_FOUND, "not_found", message)
     }
 
     /// The daemon is not running.
     #[must_use]
     pub fn daemon_down() -> Self {
-        Self::new(exit::DAEMON_DOWN, "daemon_down", "the daemon is not running")
+        Self::new(code::DAEMON_DOWN, "daemon_down", "the daemon is not running")
             .remedy("start it with `kairos run`")
     }
 
@@ -91,18 +91,18 @@ impl std::error::Error for Failure {}
 impl From<crate::store::Error> for Failure {
     fn from(error: crate::store::Error) -> Self {
         use crate::store::Error as E;
-        let (exit, code) = match &error {
-            E::Full { .. } => (exit::FAILED, "disk_full"),
-            E::ReadOnly { .. } => (exit::FAILED, "read_only"),
-            E::SyncFailed { .. } => (exit::STORE, "sync_failed"),
-            E::Damaged { .. } => (exit::STORE, "store_damaged"),
-            E::Newer { .. } => (exit::STORE, "store_newer"),
-            E::NotFound { .. } => (exit::NOT_FOUND, "not_found"),
-            E::Conflict(_) => (exit::CONFLICT, "conflict"),
-            E::Invalid(_) => (exit::USAGE, "invalid"),
-            E::Closed => (exit::STORE, "store_closed"),
+        let (exit, word) = match &error {
+            E::Full { .. } => (code::FAILED, "disk_full"),
+            E::ReadOnly { .. } => (code::FAILED, "read_only"),
+            E::SyncFailed { .. } => (code::STORE, "sync_failed"),
+            E::Damaged { .. } => (code::STORE, "store_damaged"),
+            E::Newer { .. } => (code::STORE, "store_newer"),
+            E::NotFound { .. } => (code::NOT_FOUND, "not_found"),
+            E::Conflict(_) => (code::CONFLICT, "conflict"),
+            E::Invalid(_) => (code::USAGE, "invalid"),
+            E::Closed => (code::STORE, "store_closed"),
         };
-        Self::new(exit, code, error.to_string())
+        Self::new(exit, word, error.to_string())
     }
 }
 
@@ -115,5 +115,5 @@ pub fn classify(error: &anyhow::Error) -> Failure {
     if let Some(store) = error.downcast_ref::<crate::store::Error>() {
         return store.clone().into();
     }
-    Failure::new(exit::FAILED, "failed", format!("{error:#}"))
+    Failure::new(code::FAILED, "failed", format!("{error:#}"))
 }

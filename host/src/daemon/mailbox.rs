@@ -200,6 +200,8 @@ pub enum Work {
     ResumeSchedule {
         /// Which.
         schedule: String,
+        /// Also make mandates for the occurrences of the pause.
+        backfill: bool,
         /// The answer.
         reply: Reply<()>,
     },

@@ -9,6 +9,7 @@ use kairos_plugin_api::{Mandate, Report, Usage};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use crate::domain::budget::{BudgetBlock, DayTotals, Limits};
 use crate::domain::mandate::{CycleEnd, CycleStatus, MandateState};
 use crate::domain::schedule::{MandateBounds, Overlap, ScheduleSpec};
 
@@ -24,39 +25,6 @@ pub struct BudgetGate {
     pub day: String,
     /// The limits.
     pub limits: Limits,
-}
-
-/// Daily limits; absent means none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Limits {
-    /// LLM calls.
-    pub calls: Option<u64>,
-    /// Input and output tokens together.
-    pub tokens: Option<u64>,
-    /// Nano-dollars.
-    pub nano_usd: Option<u64>,
-}
-
-/// The ledger of one day.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct DayTotals {
-    /// Settled and unknown usage.
-    pub spent: Usage,
-    /// Reserved by calls that are under way.
-    pub reserved: Usage,
-}
-
-/// Why the budget does not let work start.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct BudgetBlock {
-    /// Which limit: `calls`, `tokens`, `usd`.
-    pub limit_kind: &'static str,
-    /// The limit.
-    pub limit: u64,
-    /// What is spent and reserved of it.
-    pub used: u64,
-    /// Calls spent today, as the seed's log event has it.
-    pub calls: u64,
 }
 
 /// What the store needs to know of a runner to start a cycle on it.
