@@ -2,9 +2,10 @@
 //! chronos asks for a claim before it commits, dispatch takes over what the commit started.
 //! Chronos never looks into a slot, dispatch never looks at a schedule.
 
+use chrono::{DateTime, Utc};
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::store::{ClaimOutcome, ClaimRequest};
+use crate::store::{BudgetGate, ClaimOutcome, ClaimRequest};
 
 /// Slots set aside for a claim: as many as its [`ClaimRequest::max`]. Dropping it gives them back.
 #[derive(Debug, Default)]
@@ -26,7 +27,10 @@ impl Permits {
 /// What chronos needs of dispatch. Calls return at once and are made outside of any lock.
 pub trait Claims: Send + Sync + 'static {
     /// Free slots and the runners that can take work; none when there is no free slot.
-    fn request(&self) -> Option<(ClaimRequest, Permits)>;
+    fn request(&self, now: DateTime<Utc>) -> Option<(ClaimRequest, Permits)>;
+    /// Day and limits at this time, for occurrences that are skipped when the budget is used up;
+    /// none means no budget is kept.
+    fn gate(&self, now: DateTime<Utc>) -> Option<BudgetGate>;
     /// Takes over what was started; unused permits are given back.
     fn started(&self, outcome: ClaimOutcome, permits: Permits);
     /// These running mandates are to stop: an occurrence replaces them.
@@ -40,7 +44,10 @@ pub trait Claims: Send + Sync + 'static {
 pub struct NoClaims;
 
 impl Claims for NoClaims {
-    fn request(&self) -> Option<(ClaimRequest, Permits)> {
+    fn request(&self, _: DateTime<Utc>) -> Option<(ClaimRequest, Permits)> {
+        None
+    }
+    fn gate(&self, _: DateTime<Utc>) -> Option<BudgetGate> {
         None
     }
     fn started(&self, _: ClaimOutcome, _: Permits) {}
