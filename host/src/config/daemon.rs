@@ -12,6 +12,7 @@ use super::llm::{self, LlmConfig, ToolsConfig};
 use super::reader::{Context, Effective, MapReader, Override, nothing_secret};
 use super::report::{Report, nearest};
 use super::yaml::{self, Node};
+use crate::sys::zones::{ZoneError, Zones};
 
 /// Larger daemon.yml files are refused.
 pub const SIZE_MAX: u64 = 16 << 20;
@@ -140,14 +141,6 @@ impl Isolation {
     }
 }
 
-/// Knowledge about the world that the rules of the files need.
-pub struct World<'w> {
-    /// True for the name of a time zone.
-    pub zone_exists: &'w dyn Fn(&str) -> bool,
-    /// The known zone nearest to a mistyped one.
-    pub zone_like: &'w dyn Fn(&str) -> Option<String>,
-}
-
 /// What a reload did with the keys that changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Diff {
@@ -166,7 +159,7 @@ impl DaemonConfig {
         bytes: &[u8],
         file: &str,
         overrides: &[Override],
-        world: &World<'_>,
+        zones: &Zones,
     ) -> Result<(Self, Report), Report> {
         let file: Arc<str> = file.into();
         let mut report = Report::default();
@@ -175,7 +168,7 @@ impl DaemonConfig {
         let Some(root) = root else { return Err(report) };
         let mut ctx =
             Context { file, report: &mut report, schedule: None, overrides, trace: Some(Vec::new()) };
-        let mut config = Self::read(&root, &mut ctx, world);
+        let mut config = Self::read(&root, &mut ctx, zones);
         config.effective = ctx.trace.take().unwrap_or_default();
         report.sort();
         if report.is_ok() { Ok((config, report)) } else { Err(report) }
@@ -184,14 +177,13 @@ impl DaemonConfig {
     /// What an empty file means.
     #[must_use]
     pub fn defaults() -> Self {
-        let world = World { zone_exists: &|_| true, zone_like: &|_| None };
-        match Self::parse(b"", "", &[], &world) {
+        match Self::parse(b"", "", &[], &Zones::bundled()) {
             Ok((config, _)) => config,
             Err(report) => unreachable!("an empty file is right: {report}"),
         }
     }
 
-    fn read(root: &Node, ctx: &mut Context<'_>, world: &World<'_>) -> Self {
+    fn read(root: &Node, ctx: &mut Context<'_>, zones: &Zones) -> Self {
         let mut top = MapReader::new("", Some(root), ctx);
         let tick_interval = top.duration("tick_interval", ctx, 10 * SECOND, SECOND / 100..=HOUR);
         let graceful_timeout = top.duration("graceful_timeout", ctx, 120 * SECOND, Duration::ZERO..=DAY);
@@ -201,7 +193,7 @@ impl DaemonConfig {
         let mut chronos = top.map("chronos", ctx);
         let catch_up = chronos.count("max_catch_up_per_minute", ctx, 10, 1..=60_000);
         chronos.finish(ctx);
-        let budget = read_budget(&mut top, ctx, world);
+        let budget = read_budget(&mut top, ctx, zones);
         let mut heartbeat = top.map("heartbeat", ctx);
         let heartbeat_interval = heartbeat.duration("interval", ctx, 10 * SECOND, SECOND / 10..=HOUR);
         heartbeat.finish(ctx);
@@ -272,7 +264,7 @@ fn a_u32(value: u64) -> u32 {
     u32::try_from(value).expect("the range of the key ends below u32::MAX")
 }
 
-fn read_budget(top: &mut MapReader<'_>, ctx: &mut Context<'_>, world: &World<'_>) -> BudgetConfig {
+fn read_budget(top: &mut MapReader<'_>, ctx: &mut Context<'_>, zones: &Zones) -> BudgetConfig {
     let mut map = top.map("budget", ctx);
     // The reference's name for the same limit; two names at once would leave one without effect.
     let alias = map.node("daily_limit").map(|node| node.span);
@@ -292,26 +284,25 @@ fn read_budget(top: &mut MapReader<'_>, ctx: &mut Context<'_>, world: &World<'_>
     let daily_usd_nano = map.opt_decimal("daily_usd", ctx);
     let span = map.node("timezone").map(|node| node.span).unwrap_or_default();
     let timezone = map.text("timezone", ctx, Some("UTC")).unwrap_or_default();
-    if !(world.zone_exists)(&timezone) {
-        let key = map.key("timezone");
-        ctx.error(span, &key, unknown_zone(&timezone), zone_remedy(&timezone, world));
+    if let Err(error) = zones.get(&timezone) {
+        let (message, remedy) = zone_problem(&error);
+        ctx.error(span, &map.key("timezone"), message, remedy);
     }
     map.finish(ctx);
     BudgetConfig { daily_calls, daily_tokens, daily_usd_nano, timezone }
 }
 
-/// The message for a zone that does not exist.
-#[must_use]
-pub fn unknown_zone(name: &str) -> String {
-    format!("unknown timezone {}", super::report::quoted(name))
-}
-
-/// What to do about it.
-#[must_use]
-pub fn zone_remedy(name: &str, world: &World<'_>) -> String {
-    match (world.zone_like)(name) {
-        Some(like) => format!("did you mean `{like}`?"),
-        None => "write an IANA name such as `Europe/Paris` or `UTC`".to_owned(),
+/// Message and remedy for a zone that cannot be had.
+pub(super) fn zone_problem(error: &ZoneError) -> (String, String) {
+    match error {
+        ZoneError::Unknown { name, suggestion } => {
+            let remedy = match suggestion {
+                Some(like) => format!("did you mean `{like}`?"),
+                None => "write an IANA name such as `Europe/Paris` or `UTC`".to_owned(),
+            };
+            (format!("unknown timezone {}", super::report::quoted(name)), remedy)
+        }
+        other => (other.to_string(), "repair the system's zone data".to_owned()),
     }
 }
 

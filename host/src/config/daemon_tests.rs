@@ -26,15 +26,8 @@ llm:
 tools: {mcpServers: {}, policy: []}
 "#;
 
-pub(crate) fn world() -> World<'static> {
-    World {
-        zone_exists: &|name| ["UTC", "Europe/Paris"].contains(&name),
-        zone_like: &|name| nearest(name, ["UTC", "Europe/Paris"]).map(str::to_owned),
-    }
-}
-
 fn parse_with(text: &str, env: &Env) -> Result<(DaemonConfig, Report), Report> {
-    DaemonConfig::parse(text.as_bytes(), "daemon.yml", &env.overrides(), &world())
+    DaemonConfig::parse(text.as_bytes(), "daemon.yml", &env.overrides(), &Zones::bundled())
 }
 
 fn good(text: &str) -> DaemonConfig {
@@ -156,7 +149,7 @@ daemon.yml:15:38: runners.cognitive.isolation: "none" is not known
 daemon.yml:15:54: runners.cognitive.deadline: "0" is out of range
     -> write a duration, 100ms to 7d
 daemon.yml:15:57: runners.cognitive.colour: unknown key
-    -> known here: plugin, isolation, deadline, params
+    -> known here: deadline, isolation, params, plugin
 daemon.yml:17:12: llm.default: no provider has the name "claud"
     -> did you mean `claude`?
 daemon.yml:19:40: llm.providers.claude.api_key: a secret must not stand in this file
@@ -237,7 +230,7 @@ fn table_of_keys_is_what_the_reader_asks_for() {
 proptest::proptest! {
     #[test]
     fn any_bytes_give_a_config_or_a_report(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
-        let _ = DaemonConfig::parse(&bytes, "f", &[], &world());
+        let _ = DaemonConfig::parse(&bytes, "f", &[], &Zones::bundled());
     }
 
     #[test]

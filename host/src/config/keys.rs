@@ -90,6 +90,50 @@ pub const DAEMON: &[Key] = &[
     live("tools.policy", "Rules about what tools may do, in order."),
 ];
 
+/// Every key of an entry of schedules.yml. All of them count with the reload.
+pub const SCHEDULE: &[Key] = &[
+    live("name", "Unique; any text up to 10 KiB. Needed."),
+    live(
+        "cron",
+        "Five fields (minute, hour, day, month, weekday), or six when the first is seconds, or `@daily` and the like. Needed.",
+    ),
+    live("timezone", "The IANA zone in which `cron` is read."),
+    live("enabled", "`false`: the schedule is known but does not fire."),
+    live("project_scope", "Mandates of one scope never run at the same time."),
+    live("runner", "Names one of `runners`; by itself `default_runner`."),
+    live(
+        "missed_policy",
+        "What happens to occurrences that were missed: `skip` and `catch_up_once` fire the latest, `catch_up_bounded` fires several.",
+    ),
+    live("max_catch_up_runs", "For `catch_up_bounded`: most runs of one catch-up."),
+    live(
+        "stale_after",
+        "For `catch_up_bounded`: if the oldest missed occurrence is older, only the latest fires.",
+    ),
+    live("start_deadline", "Occurrences older than this never fire."),
+    live(
+        "concurrency",
+        "What happens when an occurrence fires while its scope, or the schedule itself, is busy.",
+    ),
+    live("jitter", "Upper bound of a delay after the nominal time, the same for the same occurrence."),
+    live(
+        "dst",
+        "`cron`: times in a gap move to its end, repeated times fire once. `literal`: lost, and twice.",
+    ),
+    live("on_budget", "When the day's budget is used up: wait, or count the occurrence as missed."),
+    live("pause_after_failures", "Pause the schedule after so many failed mandates in a row."),
+    live("mandate.goal", "What is to be reached; by itself the schedule's name."),
+    live("mandate.max_cycles", "Cycles after which a mandate ends even if its runner wants more."),
+    live("mandate.checkpoint_every", "Cycles between two looks by a person."),
+    live(
+        "mandate.risk_budget",
+        "How much risk acts may carry, `low` or `medium`; a runner may know more words.",
+    ),
+    live("mandate.allowed_actions", "Narrows what a cycle may do."),
+    live("mandate.observe_policies", "Narrows what a cycle may look at."),
+    live("mandate.params", "Free parameters for the runner."),
+];
+
 /// When a change of this key counts. Unknown keys count as live: they belong to a map with free names.
 #[must_use]
 pub fn takes_effect(key: &str) -> When {

@@ -9,10 +9,12 @@ pub mod llm;
 pub mod paths;
 pub mod reader;
 pub mod report;
+pub mod schedules;
 pub mod values;
 pub mod yaml;
 
-pub use daemon::{DaemonConfig, Diff, Isolation, RunnerConfig, WalOnError, World};
+pub use daemon::{DaemonConfig, Diff, Isolation, RunnerConfig, WalOnError};
 pub use env::Env;
 pub use paths::Paths;
 pub use report::{Level, Problem, Report};
+pub use schedules::{Quarantined, SchedulesFile};

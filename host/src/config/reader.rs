@@ -212,7 +212,13 @@ impl<'n> MapReader<'n> {
         for entry in map.entries.iter().filter(|entry| !self.asked.contains(&&*entry.key)) {
             let remedy = match nearest(&entry.key, self.asked.iter().copied()) {
                 Some(known) => format!("did you mean `{known}`?"),
-                None => format!("known here: {}", self.asked.join(", ")),
+                None => {
+                    // A key may be asked for twice, for its value and for its place.
+                    let mut known = self.asked.clone();
+                    known.sort_unstable();
+                    known.dedup();
+                    format!("known here: {}", known.join(", "))
+                }
             };
             let key = if entry.key.len() > 200 { quoted(&entry.key) } else { entry.key.to_string() };
             ctx.error(entry.key_span, &join(&self.path, &key), "unknown key", remedy);
