@@ -8,10 +8,14 @@
 //! This crate must never depend on the host, and no std, tokio or tracing type may
 //! cross the boundary that it defines.
 
+pub mod abi;
+pub mod adapter;
 pub mod context;
 pub mod effect;
 pub mod error;
+mod forward;
 pub mod mandate;
+pub mod manifest;
 pub mod report;
 pub mod runner;
 pub mod testing;

@@ -30,13 +30,13 @@ mod replay;
 mod world;
 
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 
+use crate::adapter::run_guarded;
 use crate::context::Context;
 use crate::effect::{LlmReply, LlmRequest, ToolReply};
 use crate::error::{CallError, code};
@@ -204,9 +204,7 @@ impl FakeHost {
     pub fn run<R: CycleRunner>(&self, runner: &R, mandate: &Mandate) -> Result<Report, CallError> {
         self.lock().begin_attempt();
         let ctx = self.context();
-        let outcome = catch_unwind(AssertUnwindSafe(|| runner.run_cycle(mandate, &ctx)))
-            .unwrap_or_else(|payload| Err(crate::error::from_panic(payload.as_ref())));
-        let outcome = ctx.settle(outcome);
+        let (outcome, _) = run_guarded(runner, mandate, &ctx);
         self.lock().end_attempt(&outcome);
         outcome
     }
