@@ -2,8 +2,8 @@
 //!
 //! No panic may leave a plugin: abi_stable would end the whole daemon. The guard here catches
 //! them in construction, in every call and in drop, panics of panic payloads included. An
-//! instance that panicked is retired: it answers `panic` from then on, and the host makes a new
-//! one. The image also gets a panic hook of its own, because the default one under
+//! instance that panicked is retired: it answers `retired` from then on, and the host makes a
+//! new one. The image also gets a panic hook of its own, because the default one under
 //! RUST_BACKTRACE keeps some 31 MiB of symbols per loaded plugin, for good.
 
 use std::any::Any;
@@ -204,7 +204,7 @@ fn drop_quietly(payload: Box<dyn Any + Send>) {
 }
 
 fn retired() -> CallError {
-    CallError::new(code::PANIC, "this instance is retired after a panic")
+    CallError::new(code::RETIRED, "this instance is retired after a panic")
 }
 
 fn encode<T: Serialize>(outcome: Result<T, CallError>) -> Answer {
@@ -258,8 +258,8 @@ impl HostCalls for Remote {
 
 /// Makes a plugin of a [`CycleRunner`]: exports the root symbol and writes the manifest.
 ///
-/// Once per cdylib, at the crate's root. Name and version default to those of the crate; more
-/// may be said after the type:
+/// Once per cdylib. Name and version default to those of the crate; any field of
+/// [`Facts`](crate::manifest::Facts) may be given after the type:
 ///
 /// ```ignore
 /// export_runner!(MyRunner, name: "mine", phases: true, capabilities: &["llm", "tool:fs.read"]);
@@ -271,18 +271,7 @@ impl HostCalls for Remote {
 macro_rules! export_runner {
     ($runner:ty $(, $key:ident : $value:expr)* $(,)?) => {
         const _: () = {
-            const FACTS: $crate::manifest::Facts = $crate::manifest::Facts {
-                $($key: $value,)*
-                ..$crate::manifest::Facts::new(
-                    env!("CARGO_PKG_NAME"),
-                    env!("CARGO_PKG_VERSION"),
-                    if cfg!(panic = "unwind") { "unwind" } else { "abort" },
-                )
-            };
-
-            #[used]
-            #[unsafe(link_section = ".kairos.manifest")]
-            static MANIFEST: [u8; FACTS.json_len()] = FACTS.json();
+            $crate::export_manifest!($($key: $value),*);
 
             struct Exported;
 
@@ -293,10 +282,40 @@ macro_rules! export_runner {
                 }
             }
 
-            #[unsafe(no_mangle)]
-            pub static _1as_0lib_1header_0root_bmodule_bloader: $crate::abi::LibHeader =
-                $crate::abi::header::<Exported>();
+            $crate::export_root!(Exported);
         };
+    };
+}
+
+/// The half of [`export_runner!`] that writes the manifest, as a static named `MANIFEST`. For
+/// tests that build plugins no author would.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! export_manifest {
+    ($($key:ident : $value:expr),* $(,)?) => {
+        const FACTS: $crate::manifest::Facts = $crate::manifest::Facts {
+            $($key: $value,)*
+            ..$crate::manifest::Facts::new(
+                env!("CARGO_PKG_NAME"),
+                env!("CARGO_PKG_VERSION"),
+                if cfg!(panic = "unwind") { "unwind" } else { "abort" },
+            )
+        };
+
+        #[used]
+        #[unsafe(link_section = ".kairos.manifest")]
+        static MANIFEST: [u8; FACTS.json_len()] = FACTS.json();
+    };
+}
+
+/// The other half: exports the root symbol, from a type that is an [`abi::Root`].
+#[doc(hidden)]
+#[macro_export]
+macro_rules! export_root {
+    ($root:ty) => {
+        #[unsafe(no_mangle)]
+        pub static _1as_0lib_1header_0root_bmodule_bloader: $crate::abi::LibHeader =
+            $crate::abi::header::<$root>();
     };
 }
 

@@ -26,6 +26,8 @@ pub mod code {
     pub const DEADLINE: &str = "deadline";
     /// The runner panicked.
     pub const PANIC: &str = "panic";
+    /// The instance panicked earlier and did not begin this call; a fresh one can.
+    pub const RETIRED: &str = "retired";
     /// The runner's report cannot be read.
     pub const BAD_REPORT: &str = "bad_report";
 }

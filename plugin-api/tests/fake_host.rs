@@ -1,5 +1,7 @@
 //! The rules that a runner's tests rely on: endings, record and replay, state, usage.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use kairos_plugin_api::context::method;

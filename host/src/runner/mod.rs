@@ -4,6 +4,16 @@
 //! own, never on the caller's runtime; the services that answer it live behind [`HostCalls`].
 //! No store transaction or lock is held across a call.
 
+mod builtin;
+pub mod library;
+mod load_error;
+pub mod manifest;
+pub mod plugin_store;
+mod pool;
+mod rust_abi;
+mod slot;
+
+use std::any::Any;
 use std::sync::Arc;
 
 use kairos_plugin_api::{CallError, Mandate, Report};
@@ -11,6 +21,12 @@ use kairos_plugin_api::{CallError, Mandate, Report};
 /// What a backend needs of the host while one cycle runs, and the names of its calls. They are
 /// part of the contract, so the plugin-api owns them; the daemon implements the trait.
 pub use kairos_plugin_api::context::{HostCalls, method};
+
+pub use builtin::Builtin;
+pub use load_error::LoadError;
+pub use plugin_store::{PluginStore, SearchPath};
+pub use rust_abi::RustAbi;
+pub use slot::{Generation, Isolation, RunnerConfig, RunnerStatus, RunnerStatusError, Runners};
 
 /// Who a loaded runner is.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -55,5 +71,13 @@ pub trait RunnerBackend: Send + Sync + 'static {
     /// Proves that the runner answers at all.
     fn probe(&self) -> Result<(), RunnerError> {
         Ok(())
+    }
+}
+
+/// What a panic said.
+fn panic_text(payload: &(dyn Any + Send)) -> String {
+    match payload.downcast_ref::<&str>() {
+        Some(text) => (*text).to_owned(),
+        None => payload.downcast_ref::<String>().cloned().unwrap_or_else(|| "no message".to_owned()),
     }
 }

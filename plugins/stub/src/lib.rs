@@ -44,6 +44,8 @@ struct Script {
     tool: Option<Tool>,
     /// A prompt to send to the model.
     prompt: Option<String>,
+    /// A line for the host's log.
+    log: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -92,6 +94,10 @@ impl CycleRunner for Stub {
 }
 
 fn act(script: &Script, ctx: &Context) -> Result<(), CallError> {
+    if let Some(line) = &script.log {
+        tracing::info!(line, "asked to log");
+        ctx.log(tracing::Level::INFO, line);
+    }
     if let Some(prompt) = &script.prompt {
         ctx.llm(&LlmRequest::user(prompt))?;
     }

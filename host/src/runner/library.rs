@@ -1,0 +1,155 @@
+//! The only place that maps foreign code into this process.
+//!
+//! A library is opened with NOW (an undefined symbol is an error here, not the daemon's death
+//! later), LOCAL and NODELETE, from the content-addressed store. It is never closed: abi_stable
+//! keeps references into every image it has checked, and thread-locals keep the image anyway.
+//! What stays mapped is counted. `load_from*` must never be used: it keeps one library per type,
+//! and after one failure that type cannot be loaded any more.
+
+#![allow(unsafe_code, reason = "mapping foreign code and trusting its checked layout are unsafe by nature")]
+
+use std::collections::BTreeMap;
+use std::ffi::c_int;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use abi_stable::StableAbi;
+use abi_stable::abi_stability::abi_checking::{AbiInstabilityErrors, check_layout_compatibility};
+use abi_stable::library::{AbiHeaderRef, LibHeader, ROOT_MODULE_LOADER_NAME_WITH_NUL, RootModuleError};
+use abi_stable::type_layout::TypeLayout;
+use kairos_plugin_api::abi::{API_VERSION, RunnerModRef};
+use kairos_plugin_api::manifest::Manifest;
+use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+
+use super::load_error::LoadError;
+
+/// Linux's value; libloading does not name it. The image stays even if something closes it.
+const RTLD_NODELETE: c_int = 0x1000;
+
+static LEAKED: Mutex<BTreeMap<PathBuf, u64>> = Mutex::new(BTreeMap::new());
+
+/// What libraries this process has mapped for good.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Leaked {
+    /// How many images.
+    pub images: u64,
+    /// The sum of their files' sizes in bytes; an upper bound, since clean pages are reclaimable.
+    pub bytes: u64,
+}
+
+/// The account of mapped libraries, of this whole process.
+#[must_use]
+pub fn leaked() -> Leaked {
+    let leaked = LEAKED.lock().unwrap_or_else(PoisonError::into_inner);
+    Leaked { images: leaked.len() as u64, bytes: leaked.values().sum() }
+}
+
+/// Refuses by manifest what must not even be mapped into this process.
+///
+/// # Errors
+/// `wrong_major`, `panic_abort`, `bad_manifest`.
+pub fn check_manifest(manifest: &Manifest) -> Result<(), LoadError> {
+    let host = version(API_VERSION)?;
+    let found = version(&manifest.api)?;
+    if host.0 != found.0 {
+        return Err(LoadError::WrongMajor { found: manifest.api.clone(), host: format!("{}.x", host.0) });
+    }
+    match manifest.panic.as_str() {
+        "unwind" => Ok(()),
+        "abort" => Err(LoadError::PanicAbort),
+        other => Err(LoadError::BadManifest(format!("panic strategy {other:?}"))),
+    }
+}
+
+/// Maps the library at `path`, which must lie in the store and never be written again, and gives
+/// its root module after checking every type that crosses the boundary.
+///
+/// # Errors
+/// Everything that can be told of a bad library without dying of it. A library whose own
+/// constructors crash ends this process; only a worker process is safe from that.
+pub fn load(path: &Path, manifest: &Manifest) -> Result<RunnerModRef, LoadError> {
+    check_manifest(manifest)?;
+    let header = open(path)?;
+    let plugin = header.layout().ok_or(LoadError::NoLayout)?;
+    check_layout(plugin, manifest)?;
+    // SAFETY: the layout of the plugin's root module was just found compatible with that of
+    // `RunnerModRef`, in the direction that fits the older of both.
+    let module = unsafe { header.unchecked_layout::<RunnerModRef>() };
+    let module = module.map_err(|error| match error {
+        RootModuleError::Unwound => LoadError::PanicInLoad,
+        RootModuleError::Returned(reason) => LoadError::LoadFailed(reason.to_string()),
+    })?;
+    let said = module.manifest()();
+    let said: Option<Manifest> = serde_json::from_slice(said.as_slice()).ok();
+    if said.as_ref() != Some(manifest) {
+        return Err(LoadError::BadManifest("the code says something else than the section".to_owned()));
+    }
+    Ok(module)
+}
+
+fn open(path: &Path) -> Result<&'static LibHeader, LoadError> {
+    // SAFETY: opening runs the library's constructors, which nobody can vouch for; the operator
+    // chose to trust this file in this process. Its file never changes while it is mapped.
+    let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE) };
+    let library = library.map_err(|error| LoadError::LoadFailed(reason(&error)))?;
+    let size = path.metadata().map_or(0, |meta| meta.len());
+    LEAKED.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned(), size);
+    // SAFETY: the symbol, where it exists, is the `LibHeader` that plugin-api's macro exports;
+    // the handle only reads its fixed first part until `upgrade` has found the magic in it.
+    let header = unsafe { library.get::<AbiHeaderRef>(ROOT_MODULE_LOADER_NAME_WITH_NUL.as_bytes()) };
+    let header = header.map(|symbol| *symbol).map_err(|_| LoadError::NotARunner);
+    // The handle is given up, not closed: see the module's text.
+    std::mem::forget(library);
+    header?
+        .upgrade()
+        .map_err(|error| LoadError::LayoutMismatch(first_lines(&format!("other abi_stable: {error}"))))
+}
+
+/// A plugin may be newer than this host, which then must find all it knows in it, or older,
+/// and then all it knows must be found here. abi_stable alone checks only the former.
+fn check_layout(plugin: &'static TypeLayout, manifest: &Manifest) -> Result<(), LoadError> {
+    let host = <RunnerModRef as StableAbi>::LAYOUT;
+    let Err(errors) = check_layout_compatibility(host, plugin) else { return Ok(()) };
+    let older = version(&manifest.api)? <= version(API_VERSION)?;
+    if older && check_layout_compatibility(plugin, host).is_ok() {
+        return Ok(());
+    }
+    Err(LoadError::LayoutMismatch(explain(&errors, manifest)))
+}
+
+/// Three lines: who, where, what. The full text has hundreds.
+fn explain(errors: &AbiInstabilityErrors, manifest: &Manifest) -> String {
+    let deepest = errors.errors.iter().max_by_key(|error| error.stack_trace.len());
+    let place = deepest.and_then(|error| error.stack_trace.last());
+    let place = place.map_or_else(|| "the root module".to_owned(), |at| first_line(&at.expected.to_string()));
+    let what = deepest.and_then(|error| error.errs.first());
+    let what =
+        what.map_or_else(|| "its layout differs".to_owned(), |error| first_line(&format!("{error:?}")));
+    format!(
+        "its types do not fit: plugin-api {} ({}) against this host's {API_VERSION}\nat: {place}\ndifference: {what}",
+        manifest.api, manifest.rustc,
+    )
+}
+
+fn first_line(text: &str) -> String {
+    let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    line.chars().take(160).collect()
+}
+
+fn first_lines(text: &str) -> String {
+    text.lines().filter(|line| !line.trim().is_empty()).take(3).map(first_line).collect::<Vec<_>>().join("\n")
+}
+
+/// libloading says only "dlopen failed"; the loader's own words are its source.
+fn reason(error: &libloading::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
+}
+
+fn version(text: &str) -> Result<(u64, u64, u64), LoadError> {
+    let bad = || LoadError::BadManifest(format!("{text:?} is no version of the plugin API"));
+    let mut parts = text.split('.').map(|part| part.parse::<u64>().ok());
+    match (parts.next().flatten(), parts.next().flatten(), parts.next().flatten(), parts.next()) {
+        (Some(major), Some(minor), Some(patch), None) => Ok((major, minor, patch)),
+        _ => Err(bad()),
+    }
+}

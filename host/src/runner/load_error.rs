@@ -1,0 +1,163 @@
+//! Why a file is no runner, or not one that can be had now: one kind and one stable code each.
+
+use std::path::PathBuf;
+
+use kairos_plugin_api::CallError;
+
+use super::Isolation;
+
+/// Why a runner is unavailable. Cheap to clone, since it is shown wherever a mandate waits for it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LoadError {
+    /// No such file, or a plugin name that leads to none.
+    #[error("no plugin {plugin:?}; looked at {}", list(looked))]
+    NotFound {
+        /// What was asked for.
+        plugin: String,
+        /// Where it could have been.
+        looked: Vec<PathBuf>,
+    },
+    /// A directory, a fifo, a device.
+    #[error("{} is {what}, not a file", path.display())]
+    NotAFile {
+        /// Which.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
+    /// No byte in it.
+    #[error("{} is empty", path.display())]
+    Empty {
+        /// Which.
+        path: PathBuf,
+    },
+    /// Larger than any plugin.
+    #[error("{} has {size} bytes; a plugin may have {limit}", path.display())]
+    TooLarge {
+        /// Which.
+        path: PathBuf,
+        /// Its size in bytes.
+        size: u64,
+        /// The most.
+        limit: u64,
+    },
+    /// The file cannot be read, or not be kept in the store.
+    #[error("cannot {action} {}: {reason}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// The system's answer.
+        reason: String,
+    },
+    /// Something else than an ELF file.
+    #[error("not an ELF file")]
+    NotElf,
+    /// An ELF file, but not a shared object for this kind of machine.
+    #[error("made for another machine: {0}")]
+    WrongArch(String),
+    /// It ends before its own headers say.
+    #[error("truncated or damaged: {0}")]
+    Truncated(String),
+    /// No section with a manifest: not a Kairos plugin.
+    #[error("no manifest: not a Kairos plugin, or one that was not built with export_runner!")]
+    NoManifest,
+    /// The manifest cannot be read, or the code says something else than the section.
+    #[error("bad manifest: {0}")]
+    BadManifest(String),
+    /// Built for another major version of the plugin API.
+    #[error(
+        "built for plugin-api {found}; this host takes {host}: build it with the matching kairos-plugin-api"
+    )]
+    WrongMajor {
+        /// The plugin's.
+        found: String,
+        /// This host's.
+        host: String,
+    },
+    /// A manifest, but no runner: the root symbol is missing.
+    #[error("exports no runner")]
+    NotARunner,
+    /// The types differ from those of this host. Three lines.
+    #[error("{0}")]
+    LayoutMismatch(String),
+    /// Built without a description of its types, so they cannot be checked.
+    #[error("carries no type layout; build it without unsafe_no_layout_constant")]
+    NoLayout,
+    /// The system's loader refused it.
+    #[error("cannot be loaded: {0}")]
+    LoadFailed(String),
+    /// Its root module panicked.
+    #[error("panicked while it was loaded")]
+    PanicInLoad,
+    /// A panic in it would end the daemon.
+    #[error("built with panic=abort, so it cannot run in the daemon's process; build it with panic=unwind")]
+    PanicAbort,
+    /// Its constructor panicked.
+    #[error("panicked in its constructor: {0}")]
+    PanicInNew(String),
+    /// Its constructor refused the parameters.
+    #[error("refused its params: {0}")]
+    SetupRefused(CallErrorText),
+    /// Asked for an isolation that this build does not have.
+    #[error("isolation {0} is not available; use in_process, or leave the key out")]
+    IsolationUnavailable(Isolation),
+    /// No runner of that name is configured.
+    #[error("no runner named {0:?} is configured")]
+    UnknownRunner(String),
+    /// The generation that began a cycle cannot be had any more.
+    #[error("generation {0} is gone from the plugin store")]
+    GenerationGone(String),
+}
+
+/// A [`CallError`] reduced to what is shown of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CallErrorText(pub String);
+
+impl std::fmt::Display for CallErrorText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<CallError> for CallErrorText {
+    fn from(error: CallError) -> Self {
+        Self(error.message)
+    }
+}
+
+impl LoadError {
+    /// The stable word for it.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NotFound { .. } => "not_found",
+            Self::NotAFile { .. } => "not_a_file",
+            Self::Empty { .. } => "empty",
+            Self::TooLarge { .. } => "too_large",
+            Self::Io { .. } => "io",
+            Self::NotElf => "not_elf",
+            Self::WrongArch(_) => "wrong_arch",
+            Self::Truncated(_) => "truncated",
+            Self::NoManifest => "no_manifest",
+            Self::BadManifest(_) => "bad_manifest",
+            Self::WrongMajor { .. } => "wrong_major",
+            Self::NotARunner => "not_a_runner",
+            Self::LayoutMismatch(_) => "layout_mismatch",
+            Self::NoLayout => "no_layout",
+            Self::LoadFailed(_) => "load_failed",
+            Self::PanicInLoad => "panic_in_load",
+            Self::PanicAbort => "panic_abort",
+            Self::PanicInNew(_) => "panic_in_new",
+            Self::SetupRefused(_) => "setup_refused",
+            Self::IsolationUnavailable(_) => "isolation_unavailable",
+            Self::UnknownRunner(_) => "unknown_runner",
+            Self::GenerationGone(_) => "generation_gone",
+        }
+    }
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}
