@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 
-use chrono::{DateTime, Datelike, Timelike};
+use chrono::{DateTime, Datelike, NaiveDate};
 use kairos_host::domain::cron::{Cron, Zone};
 use kairos_host::domain::schedule::Dst;
 use kairos_host::sys::zones::Zones;
@@ -190,15 +190,18 @@ impl Naive {
     }
 
     fn matches(&self, local: i64) -> bool {
-        let time = DateTime::from_timestamp(local, 0).unwrap();
-        let dom = self.days.contains(&time.day());
-        let dow = self.weekdays.contains(&time.weekday().num_days_from_sunday());
+        let second = u32::try_from(local.rem_euclid(86_400)).unwrap();
+        self.minutes.contains(&(second / 60 % 60))
+            && self.hours.contains(&(second / 3600))
+            && self.seconds.contains(&(second % 60))
+            && self.matches_day(DateTime::from_timestamp(local, 0).unwrap().date_naive())
+    }
+
+    fn matches_day(&self, date: NaiveDate) -> bool {
+        let dom = self.days.contains(&date.day());
+        let dow = self.weekdays.contains(&date.weekday().num_days_from_sunday());
         let day = if self.both_days { dom && dow } else { dom || dow };
-        self.minutes.contains(&time.minute())
-            && self.seconds.contains(&time.second())
-            && self.hours.contains(&time.hour())
-            && day
-            && self.months.contains(&time.month())
+        day && self.months.contains(&date.month())
     }
 
     /// Every occurrence of `(from, to]`, by looking at each local time around the window.

@@ -18,7 +18,9 @@
 mod calendar;
 mod count;
 mod error;
+mod explain;
 mod field;
+mod lint;
 mod local;
 mod next;
 mod parse;

@@ -177,6 +177,24 @@ impl Zone {
         change
     }
 
+    /// The first instant that shows a local time, in seconds since 1970-01-01 as a clock on the wall
+    /// would count; for a time in a gap the end of the gap.
+    #[must_use]
+    pub fn instant_of(&self, local: i64) -> i64 {
+        // Offsets are below two days everywhere, so the search begins before the answer.
+        let mut place = self.span_at(local - 2 * 86_400);
+        loop {
+            let span = self.span(place);
+            if local < span.open() {
+                return span.start;
+            }
+            if local - span.offset < span.end {
+                return local - span.offset;
+            }
+            place += 1;
+        }
+    }
+
     /// Local time at an instant as `2026-03-29 02:30:00`, for people.
     #[must_use]
     pub fn local_text(&self, at: i64) -> String {
@@ -207,4 +225,30 @@ fn build_index(changes: &[Change]) -> Box<[u16]> {
             u16::try_from(place).expect("a zone changes a few times a year for some centuries")
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_local_time_has_the_first_instant_that_shows_it() {
+        // Forward an hour at 1000000 and back at 9000000.
+        let zone = Zone::new("Test", 0, [(1_000_000, 3600), (9_000_000, 0)]);
+        assert_eq!(zone.instant_of(999_999), 999_999);
+        assert_eq!(zone.instant_of(1_000_000), 1_000_000, "in the gap");
+        assert_eq!(zone.instant_of(1_003_600), 1_000_000);
+        assert_eq!(zone.instant_of(9_000_000), 8_996_400, "shown twice");
+        assert_eq!(zone.instant_of(9_003_600), 9_003_600);
+    }
+
+    #[test]
+    fn changes_that_change_nothing_are_left_out() {
+        let zone = Zone::new("Test", 60, [(10, 60), (20, 0), (30, 0)]);
+        assert_eq!(zone.span(0).end, 20);
+        assert_eq!(zone.span(1).start, 20);
+        assert_eq!(zone.span_at(i64::MAX / 2), 1);
+        assert_eq!(zone.offset_at(-5), 60);
+        assert_eq!(zone.local_text(0), "1970-01-01 00:01:00");
+    }
 }
