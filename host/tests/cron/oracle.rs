@@ -288,7 +288,7 @@ impl Window {
             return 1_700_000_000 + self.away;
         }
         // Half of them between 1970 and 2040, where rules change most.
-        let (first, last) = if self.change % 2 == 0 {
+        let (first, last) = if self.change.is_multiple_of(2) {
             (zone.span_at(0).max(first), zone.span_at(2_208_988_800).max(first))
         } else {
             (first, last)

@@ -159,7 +159,7 @@ impl Cron {
                 month = earlier.ilog2();
             } else {
                 year -= 1;
-                month = self.months.ilog2().into();
+                month = self.months.ilog2();
             }
             let first = first_day(year, month);
             let days = self.days_of(year, month, weekday(first));
