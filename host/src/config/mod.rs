@@ -8,6 +8,7 @@ pub mod keys;
 pub mod llm;
 pub mod paths;
 pub mod reader;
+pub mod replies;
 pub mod report;
 pub mod schedules;
 pub mod values;

@@ -1,0 +1,121 @@
+//! The wish that a cycle should end: set by a drain, a person, or a replacing occurrence, and
+//! seen by whatever waits on the cycle's behalf. Must never be the only place that knows of a
+//! stop: the store does.
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::sys::clock::Clock;
+
+/// Asks one cycle to end. Shared by whoever stops and by the services that wait.
+#[derive(Debug, Default)]
+pub struct StopSignal {
+    asked: Mutex<bool>,
+    wake: Condvar,
+}
+
+impl StopSignal {
+    /// A signal that nobody has given yet.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// Asks the cycle to end; wakes what waits for it. Doing it again changes nothing.
+    pub fn stop(&self) {
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.wake.notify_all();
+    }
+
+    /// True once somebody asked.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until somebody asks, `limit` of real time at most; true when somebody did.
+    #[must_use]
+    pub fn wait(&self, limit: Duration) -> bool {
+        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let (asked, _) = self
+            .wake
+            .wait_timeout_while(asked, limit, |asked| !*asked)
+            .unwrap_or_else(PoisonError::into_inner);
+        *asked
+    }
+}
+
+/// Why an effect was given up before it had a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interrupt {
+    /// Somebody asked the cycle to end.
+    Stopped,
+    /// The cycle's time is over.
+    Deadline,
+}
+
+/// How long an effect may go on: until a stop or the cycle's deadline.
+pub struct Patience<'a> {
+    stop: &'a StopSignal,
+    clock: &'a dyn Clock,
+    until: Option<Duration>,
+}
+
+impl<'a> Patience<'a> {
+    /// `until` is on the clock's monotonic side.
+    #[must_use]
+    pub fn new(stop: &'a StopSignal, clock: &'a dyn Clock, until: Option<Duration>) -> Self {
+        Self { stop, clock, until }
+    }
+
+    /// Whether the effect should be given up now.
+    ///
+    /// # Errors
+    /// Why it should.
+    pub fn check(&self) -> Result<(), Interrupt> {
+        if self.stop.is_stopped() {
+            Err(Interrupt::Stopped)
+        } else if self.until.is_some_and(|until| self.clock.monotonic() >= until) {
+            Err(Interrupt::Deadline)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Waits so long, unless the effect should be given up before.
+    ///
+    /// # Errors
+    /// Why it should.
+    pub fn wait(&self, time: Duration) -> Result<(), Interrupt> {
+        self.check()?;
+        let left = self.until.map(|until| until.saturating_sub(self.clock.monotonic()));
+        let cut = left.filter(|left| *left < time);
+        if self.stop.wait(cut.unwrap_or(time)) {
+            return Err(Interrupt::Stopped);
+        }
+        if cut.is_some() { Err(Interrupt::Deadline) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::clock::SystemClock;
+
+    #[test]
+    fn waiting_ends_early_with_a_stop_or_the_deadline() {
+        let clock = SystemClock::default();
+        let stop = StopSignal::new();
+        let patience = Patience::new(&stop, &clock, None);
+        assert_eq!(patience.wait(Duration::from_millis(1)), Ok(()));
+        let hour = Duration::from_secs(3600);
+        let soon = Patience::new(&stop, &clock, Some(clock.monotonic() + Duration::from_millis(5)));
+        assert_eq!(soon.wait(hour), Err(Interrupt::Deadline));
+        assert_eq!(soon.check(), Err(Interrupt::Deadline));
+        let other = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || other.stop());
+        assert_eq!(patience.wait(hour), Err(Interrupt::Stopped));
+        thread.join().unwrap();
+        assert_eq!(patience.check(), Err(Interrupt::Stopped));
+    }
+}
