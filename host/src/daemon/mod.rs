@@ -2,5 +2,7 @@
 
 pub mod attach_server;
 pub mod claims;
+pub mod dispatch;
 pub mod heartbeat;
 pub mod mailbox;
+pub mod wallet;

@@ -1,0 +1,225 @@
+//! What a cycle's outcome means. Pure: no clock, no store; every rule is a row of the test's table.
+
+use kairos_plugin_api::{CallError, Report, Status, code};
+
+use crate::domain::mandate::CycleEnd;
+use crate::runner::RunnerError;
+
+/// Who asked a running cycle to end. More than one may have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stops {
+    /// A person, or a replacing occurrence.
+    pub cancel: bool,
+    /// The daemon ends.
+    pub shutdown: bool,
+    /// Its time is over.
+    pub deadline: bool,
+    /// Nobody waits for it any longer.
+    pub abandon: bool,
+}
+
+impl Stops {
+    /// True when anybody asked.
+    #[must_use]
+    pub fn any(self) -> bool {
+        self.cancel || self.shutdown || self.deadline || self.abandon
+    }
+}
+
+/// What came back from the runner.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// A report.
+    Report(Report),
+    /// No report.
+    Failed(RunnerError),
+    /// Nothing in the time it was given; the thread is left to itself.
+    Abandoned,
+}
+
+/// All that matters beside the outcome.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// Who asked it to end.
+    pub stops: Stops,
+    /// The host's own answer that ended the attempt; it counts whatever the runner made of it.
+    pub imposed: Option<CallError>,
+    /// The runner looked and was told to end.
+    pub saw_stop: bool,
+    /// It is code of the embedding program, whose word about a shutdown of its own is good.
+    pub builtin: bool,
+}
+
+/// What is recorded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// How the cycle ended.
+    pub end: CycleEnd,
+    /// More precise than the end, where it is not obvious.
+    pub reason: Option<String>,
+    /// What went wrong.
+    pub error: Option<String>,
+}
+
+impl Verdict {
+    fn plain(end: CycleEnd) -> Self {
+        Self { end, reason: None, error: None }
+    }
+
+    fn error(reason: &str, error: impl Into<String>) -> Self {
+        Self { end: CycleEnd::Error, reason: Some(reason.to_owned()), error: Some(error.into()) }
+    }
+}
+
+/// Maps an outcome to an end. A person's stop wins over everything but work that is done and a
+/// record that does not match; a host's answer wins over the runner's.
+#[must_use]
+pub fn conclude(outcome: &Outcome, seen: &Seen) -> Verdict {
+    let verdict = match seen.imposed.as_ref().and_then(|answer| imposed(answer, seen)) {
+        Some(verdict) => verdict,
+        None => returned(outcome, seen),
+    };
+    match verdict.end {
+        CycleEnd::Done | CycleEnd::Review => verdict,
+        _ if seen.stops.cancel => Verdict { end: CycleEnd::Cancelled, reason: None, ..verdict },
+        _ => verdict,
+    }
+}
+
+/// The verdict of an answer of the host that ends an attempt; none for any other answer.
+fn imposed(answer: &CallError, seen: &Seen) -> Option<Verdict> {
+    let end = match answer.code.as_str() {
+        code::DIVERGED => CycleEnd::Review,
+        code::BUDGET_EXHAUSTED => CycleEnd::BudgetPause,
+        code::PAUSED => CycleEnd::ApprovalPause,
+        code::STOPPED | code::DEADLINE => return Some(stopped(seen)),
+        _ => return None,
+    };
+    let reason = (end == CycleEnd::Review).then(|| answer.code.clone());
+    let error = (end == CycleEnd::Review).then(|| answer.message.clone());
+    Some(Verdict { end, reason, error })
+}
+
+fn returned(outcome: &Outcome, seen: &Seen) -> Verdict {
+    match outcome {
+        Outcome::Report(report) => match report.status {
+            Status::Ok if report.more => Verdict::plain(CycleEnd::More),
+            Status::Ok => Verdict::plain(CycleEnd::Done),
+            Status::Paused => Verdict::plain(CycleEnd::Checkpoint),
+            // It saw that it should end and said so in its own way.
+            Status::Error if seen.saw_stop && seen.stops.any() => stopped(seen),
+            Status::Error => Verdict {
+                end: CycleEnd::Error,
+                reason: None,
+                error: Some(report.error.clone().unwrap_or_else(|| "the runner reported an error".into())),
+            },
+        },
+        Outcome::Failed(RunnerError::Call(error)) => match error.code.as_str() {
+            code::STOPPED | code::DEADLINE => stopped(seen),
+            code::PAUSED => Verdict::plain(CycleEnd::Checkpoint),
+            other => Verdict::error(other, error.message.clone()),
+        },
+        Outcome::Failed(error @ RunnerError::Panic(_)) => Verdict::error(code::PANIC, error.to_string()),
+        Outcome::Failed(error @ RunnerError::BadReport(_)) => {
+            Verdict::error(code::BAD_REPORT, error.to_string())
+        }
+        Outcome::Failed(error @ RunnerError::Died(_)) => Verdict::error("runner_died", error.to_string()),
+        Outcome::Abandoned => stopped(seen),
+    }
+}
+
+/// An attempt that ended because it was asked to, or says so.
+fn stopped(seen: &Seen) -> Verdict {
+    if seen.stops.deadline {
+        return Verdict::error(code::DEADLINE, "the cycle's deadline has passed");
+    }
+    if seen.stops.any() || seen.builtin {
+        return Verdict::plain(CycleEnd::Interrupted);
+    }
+    // Taking its word would run it again at once, for ever.
+    Verdict::error(code::STOPPED, "the runner says it was stopped, but nobody asked it to")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NONE: Stops = Stops { cancel: false, shutdown: false, deadline: false, abandon: false };
+    const CANCEL: Stops = Stops { cancel: true, ..NONE };
+    const SHUTDOWN: Stops = Stops { shutdown: true, ..NONE };
+    const DEADLINE: Stops = Stops { deadline: true, ..NONE };
+
+    fn report(status: Status, more: bool) -> Outcome {
+        Outcome::Report(Report { status, more, ..Report::ok() })
+    }
+
+    fn failed(code: &str) -> Outcome {
+        Outcome::Failed(RunnerError::Call(CallError::new(code, "x")))
+    }
+
+    fn check(outcome: &Outcome, stops: Stops, imposed: Option<&str>, end: CycleEnd, reason: Option<&str>) {
+        let imposed = imposed.map(|code| CallError::new(code, "x"));
+        let seen = Seen { stops, imposed, ..Seen::default() };
+        let verdict = conclude(outcome, &seen);
+        assert_eq!((verdict.end, verdict.reason.as_deref()), (end, reason), "{outcome:?} {seen:?}");
+    }
+
+    #[test]
+    fn each_outcome_has_its_end() {
+        use CycleEnd as E;
+        use Status as S;
+        let rows = [
+            (report(S::Ok, false), NONE, None, E::Done, None),
+            (report(S::Ok, true), NONE, None, E::More, None),
+            (report(S::Paused, false), NONE, None, E::Checkpoint, None),
+            (report(S::Error, false), NONE, None, E::Error, None),
+            // Work that is done is done, whoever asked for what.
+            (report(S::Ok, false), CANCEL, None, E::Done, None),
+            (report(S::Ok, false), DEADLINE, None, E::Done, None),
+            (report(S::Ok, true), CANCEL, None, E::Cancelled, None),
+            (report(S::Ok, true), SHUTDOWN, None, E::More, None),
+            (report(S::Paused, false), CANCEL, None, E::Cancelled, None),
+            (report(S::Error, false), CANCEL, None, E::Cancelled, None),
+            (report(S::Error, false), SHUTDOWN, None, E::Error, None),
+            // The host's answers win over what the runner made of them.
+            (report(S::Ok, false), NONE, Some(code::BUDGET_EXHAUSTED), E::BudgetPause, None),
+            (report(S::Ok, false), NONE, Some(code::DIVERGED), E::Review, Some("diverged")),
+            (report(S::Ok, false), CANCEL, Some(code::DIVERGED), E::Review, Some("diverged")),
+            (failed(code::PAUSED), NONE, Some(code::PAUSED), E::ApprovalPause, None),
+            (failed(code::BUDGET_EXHAUSTED), CANCEL, Some(code::BUDGET_EXHAUSTED), E::Cancelled, None),
+            (report(S::Ok, false), SHUTDOWN, Some(code::STOPPED), E::Interrupted, None),
+            (report(S::Ok, false), CANCEL, Some(code::STOPPED), E::Cancelled, None),
+            (failed(code::FAILED), NONE, Some(code::DENIED), E::Error, Some("failed")),
+            // A host's word in the runner's mouth is only an error.
+            (failed(code::BUDGET_EXHAUSTED), NONE, None, E::Error, Some("budget_exhausted")),
+            (failed(code::DIVERGED), NONE, None, E::Error, Some("diverged")),
+            (failed(code::PAUSED), NONE, None, E::Checkpoint, None),
+            (failed(code::STOPPED), SHUTDOWN, None, E::Interrupted, None),
+            (failed(code::STOPPED), CANCEL, None, E::Cancelled, None),
+            (failed(code::STOPPED), DEADLINE, None, E::Error, Some("deadline")),
+            (failed(code::STOPPED), NONE, None, E::Error, Some("stopped")),
+            (Outcome::Failed(RunnerError::Panic("x".into())), NONE, None, E::Error, Some("panic")),
+            (Outcome::Failed(RunnerError::BadReport("x".into())), NONE, None, E::Error, Some("bad_report")),
+            (Outcome::Failed(RunnerError::Died("x".into())), NONE, None, E::Error, Some("runner_died")),
+            (Outcome::Abandoned, DEADLINE, None, E::Error, Some("deadline")),
+            (Outcome::Abandoned, SHUTDOWN, None, E::Interrupted, None),
+            (Outcome::Abandoned, CANCEL, None, E::Cancelled, None),
+            (Outcome::Abandoned, Stops { shutdown: true, ..DEADLINE }, None, E::Error, Some("deadline")),
+        ];
+        for (outcome, stops, imposed, end, reason) in rows {
+            check(&outcome, stops, imposed, end, reason);
+        }
+    }
+
+    #[test]
+    fn error_after_a_seen_stop_is_an_interruption() {
+        let seen = Seen { stops: SHUTDOWN, saw_stop: true, ..Seen::default() };
+        assert_eq!(conclude(&report(Status::Error, false), &seen).end, CycleEnd::Interrupted);
+    }
+
+    #[test]
+    fn program_that_embeds_may_say_by_itself_that_it_shuts_down() {
+        let seen = Seen { builtin: true, ..Seen::default() };
+        assert_eq!(conclude(&failed(code::STOPPED), &seen).end, CycleEnd::Interrupted);
+    }
+}

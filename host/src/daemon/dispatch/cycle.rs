@@ -1,0 +1,438 @@
+//! One cycle in its slot: log, services, runner, report, finish. Whatever happens on the way, the
+//! cycle leaves the books and its end is recorded, or recovery finds it running.
+
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use kairos_plugin_api::{Report, Usage};
+use tokio::sync::oneshot;
+
+use super::conclude::{Outcome, Seen, Verdict, conclude};
+use super::host_calls::CycleHost;
+use super::ports::Services;
+use super::slots::{HoldKind, Running, Stuck};
+use super::{Inner, OnLogError};
+use crate::domain::mandate::{CycleEnd, MandateState};
+use crate::runner::{Generation, RunnerError};
+use crate::store::{self, ClaimedCycle, FinishRequest, Finished, Pending};
+
+/// Time between two tries to record an end that the store refuses for want of space.
+const RECORD_AGAIN: Duration = Duration::from_secs(1);
+
+/// A cycle that has ended and is recorded.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// Its mandate.
+    pub mandate: String,
+    /// Its number.
+    pub cycle: u32,
+    /// Which try.
+    pub attempt: u32,
+    /// How it ended.
+    pub end: CycleEnd,
+    /// Where the mandate stands now.
+    pub state: MandateState,
+    /// Why.
+    pub reason: Option<String>,
+    /// What went wrong.
+    pub error: Option<String>,
+    /// What was booked on it.
+    pub usage: Usage,
+}
+
+/// Why a claimed cycle did not run.
+struct NotStarted {
+    reason: String,
+    kind: HoldKind,
+}
+
+/// What a run leaves to be recorded.
+struct Ran {
+    verdict: Verdict,
+    report: Option<Report>,
+    services: Option<Arc<dyn Services>>,
+}
+
+/// Takes the cycle out of the books however its run ends, a panic of ours included.
+struct Registered<'a> {
+    inner: &'a Arc<Inner>,
+    number: u64,
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        let now = self.inner.parts.clock.now();
+        let mut table = self.inner.table();
+        table.running.remove(&self.number);
+        table.last_cycle_at = Some(now);
+        drop(table);
+        self.inner.touch();
+    }
+}
+
+impl Inner {
+    /// Runs one cycle and records its end. With `chain` the same commit starts the next one, which
+    /// is given back. The error is the reason why the cycle did not run, or was not recorded.
+    pub(super) async fn attend(
+        self: &Arc<Self>,
+        cycle: ClaimedCycle,
+        chain: bool,
+    ) -> (Result<Ended, String>, Option<ClaimedCycle>) {
+        let (number, running) = self.table().register(&cycle);
+        let registered = Registered { inner: self, number };
+        self.touch();
+        let ran = match caught(self.run(&cycle, &running, number)).await {
+            Ok(Ok(ran)) => ran,
+            Ok(Err(not)) => {
+                self.unstart(&cycle, &running, &not).await;
+                return (Err(not.reason), None);
+            }
+            Err(panic) => Ran {
+                verdict: Verdict {
+                    end: CycleEnd::Error,
+                    reason: Some("host_panic".into()),
+                    error: Some(format!("the daemon's own task panicked: {panic}")),
+                },
+                report: None,
+                services: None,
+            },
+        };
+        let recorded = self.finish(&cycle, &running, &ran, chain).await;
+        drop(registered);
+        match recorded {
+            Some(finished) => {
+                let ended = announce(&cycle, &ran.verdict, &finished);
+                if let Some(schedule) = &finished.auto_paused {
+                    tracing::warn!(schedule, "chronos_schedule_auto_paused");
+                    if let Some(side) = self.schedules.get().and_then(std::sync::Weak::upgrade) {
+                        side.auto_paused(schedule);
+                    }
+                }
+                let next = self.next_of(finished, chain);
+                (Ok(ended), next)
+            }
+            None => (Err("its end could not be recorded".into()), None),
+        }
+    }
+
+    async fn run(
+        self: &Arc<Self>,
+        cycle: &ClaimedCycle,
+        running: &Running,
+        number: u64,
+    ) -> Result<Ran, NotStarted> {
+        self.open_log(&cycle.mandate.id).await?;
+        let generation = match self.generation(cycle).await {
+            Ok(generation) => generation,
+            Err(why) if cycle.steps.is_empty() => {
+                return Err(NotStarted { reason: why, kind: HoldKind::Runner });
+            }
+            // Its steps are that generation's; another one must not continue them.
+            Err(why) => return Ok(Ran { verdict: generation_gone(why), report: None, services: None }),
+        };
+        self.table().release(HoldKind::Runner);
+        let clock = &self.parts.clock;
+        let until = generation.deadline().map(|limit| clock.monotonic() + limit);
+        let deadline = generation.deadline().map(|limit| clock.now() + limit);
+        let services = self.parts.services.open(cycle, until);
+        running.attach(&services);
+        let host = CycleHost::new(cycle, Arc::clone(&services), deadline, Arc::clone(clock));
+        let host = Arc::new(host);
+        let answer = generation.start(cycle.mandate.clone(), Arc::clone(&host) as _);
+        let outcome = self.await_report(answer, running, until, &generation, number).await;
+        host.close();
+        let seen = Seen {
+            stops: running.stops(),
+            imposed: services.imposed(),
+            saw_stop: host.saw_stop(),
+            builtin: generation.identity().abi == "builtin",
+        };
+        let verdict = conclude(&outcome, &seen);
+        Ok(Ran { verdict, report: report_of(&outcome), services: Some(services) })
+    }
+
+    async fn open_log(&self, mandate: &str) -> Result<(), NotStarted> {
+        let Some(log) = self.parts.log.clone() else { return Ok(()) };
+        let id = mandate.to_owned();
+        let prepared = tokio::task::spawn_blocking(move || log.prepare(&id)).await;
+        match prepared.unwrap_or_else(|panic| Err(panic.to_string())) {
+            Ok(()) => {
+                if self.table().release(HoldKind::Log) {
+                    tracing::info!("daemon_wal_restored");
+                }
+                Ok(())
+            }
+            Err(error) if self.settings().on_log_error == OnLogError::Continue => {
+                tracing::warn!(mandate, error, "daemon_wal_unavailable");
+                Ok(())
+            }
+            Err(error) => {
+                let reason = format!("write-ahead log: {error}");
+                Err(NotStarted { reason, kind: HoldKind::Log })
+            }
+        }
+    }
+
+    async fn generation(&self, cycle: &ClaimedCycle) -> Result<Arc<Generation>, String> {
+        let runners = Arc::clone(&self.parts.runners);
+        if let Ok(current) = runners.current(&cycle.runner)
+            && current.identity().generation == cycle.generation
+        {
+            return Ok(current);
+        }
+        // Not the one that serves now: it may have to be loaded from the plugin store.
+        let (runner, sha256) = (cycle.runner.clone(), cycle.generation.clone());
+        let pinned = tokio::task::spawn_blocking(move || runners.pinned(&runner, &sha256)).await;
+        match pinned {
+            Ok(found) => found.map_err(|error| error.to_string()),
+            Err(panic) => Err(panic.to_string()),
+        }
+    }
+
+    /// Waits for the report, the deadline and whoever stops the cycle. Not longer than the grace
+    /// after a deadline or a person's stop; after a shutdown the drain decides.
+    async fn await_report(
+        self: &Arc<Self>,
+        mut answer: oneshot::Receiver<Result<Report, RunnerError>>,
+        running: &Running,
+        until: Option<Duration>,
+        generation: &Arc<Generation>,
+        number: u64,
+    ) -> Outcome {
+        let clock = &self.parts.clock;
+        let mut stops = running.watch();
+        let mut give_up: Option<Duration> = None;
+        let mut nudged = false;
+        loop {
+            let seen = *stops.borrow_and_update();
+            if seen.abandon {
+                return self.leave(answer, running, generation, number);
+            }
+            if seen.any() && !nudged {
+                nudged = true;
+                let generation = Arc::clone(generation);
+                // The runner's own cancel is foreign code and may block.
+                tokio::task::spawn_blocking(move || generation.cancel());
+            }
+            if (seen.cancel || seen.deadline) && give_up.is_none() {
+                give_up = Some(clock.monotonic() + self.settings().stop_grace);
+            }
+            let timer = give_up.or(until.filter(|_| !seen.deadline));
+            let sleep = async {
+                match timer {
+                    Some(at) => clock.sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                answer = &mut answer => return match answer {
+                    Ok(Ok(report)) => Outcome::Report(report),
+                    Ok(Err(error)) => Outcome::Failed(error),
+                    Err(_) => Outcome::Failed(RunnerError::Died("its thread ended without an answer".into())),
+                },
+                Ok(()) = stops.changed() => {}
+                () = sleep => match give_up {
+                    Some(_) => running.stop(|stops| stops.abandon = true),
+                    None => running.stop(|stops| stops.deadline = true),
+                },
+            }
+        }
+    }
+
+    /// Leaves a thread to itself. It is not ended by that, and nothing claims so; it is listed
+    /// until it answers.
+    fn leave(
+        self: &Arc<Self>,
+        answer: oneshot::Receiver<Result<Report, RunnerError>>,
+        running: &Running,
+        generation: &Generation,
+        number: u64,
+    ) -> Outcome {
+        let stuck = Stuck {
+            mandate: running.mandate.clone(),
+            runner: running.runner.clone(),
+            generation: generation.identity().generation.clone(),
+            since: self.parts.clock.now(),
+        };
+        let (mandate, runner) = (stuck.mandate.clone(), stuck.runner.clone());
+        tracing::error!(mandate, runner, generation = stuck.generation, "runner_stuck");
+        self.table().stuck.insert(number, stuck);
+        let inner = Arc::clone(self);
+        self.runtime.spawn(async move {
+            let _ = answer.await;
+            inner.table().stuck.remove(&number);
+            tracing::info!(mandate, runner, "runner_unstuck");
+            inner.touch();
+        });
+        Outcome::Abandoned
+    }
+
+    /// Gives the cycle back to the queue and holds all work back for a while.
+    async fn unstart(&self, cycle: &ClaimedCycle, running: &Running, not: &NotStarted) {
+        let news = self.table().hold(not.kind, &not.reason, self.parts.clock.monotonic());
+        if news {
+            tracing::error!(mandate = cycle.mandate.id, reason = not.reason, "daemon_cycle_not_started");
+        }
+        self.table().wanted = true;
+        let (store, mandate) = (&self.parts.store, &cycle.mandate);
+        self.record(running, || {
+            store.unstart(mandate.id.clone(), mandate.cycle, mandate.attempt, not.reason.clone())
+        })
+        .await;
+    }
+
+    async fn finish(
+        &self,
+        cycle: &ClaimedCycle,
+        running: &Running,
+        ran: &Ran,
+        chain: bool,
+    ) -> Option<Finished> {
+        let end = ran.verdict.end;
+        // What a re-run will do again must not have landed yet.
+        let lands = matches!(end, CycleEnd::Done | CycleEnd::More | CycleEnd::Checkpoint);
+        let services = ran.services.as_deref();
+        let schedule = cycle.mandate.schedule.as_deref();
+        let side = self.schedules.get().and_then(std::sync::Weak::upgrade);
+        let request = FinishRequest {
+            mandate: cycle.mandate.id.clone(),
+            cycle: cycle.mandate.cycle,
+            attempt: cycle.mandate.attempt,
+            now: self.parts.clock.now(),
+            day: self.parts.wallet.day(self.parts.clock.now()),
+            end,
+            reason: ran.verdict.reason.clone(),
+            report: ran.report.clone(),
+            error: ran.verdict.error.clone(),
+            claimed: services.map_or(Usage::ZERO, |services| services.claimed(ran.report.as_ref())),
+            state_puts: services.filter(|_| lands).map(Services::state_puts).unwrap_or_default(),
+            pause_after_failures: side.zip(schedule).and_then(|(side, name)| side.failure_limit(name)),
+            claim: None,
+        };
+        self.record(running, || {
+            let now = self.parts.clock.now();
+            let claim = (chain && self.may_chain()).then(|| self.claim_request(1));
+            let day = self.parts.wallet.day(now);
+            self.parts.store.finish(FinishRequest { now, day, claim, ..request.clone() })
+        })
+        .await
+    }
+
+    /// Whether a finish may start the next cycle in this slot.
+    fn may_chain(&self) -> bool {
+        let mut table = self.table();
+        let may = table.accepting
+            && table.surplus == 0
+            && table.backlog.is_empty()
+            && table.held_until(self.parts.clock.monotonic()).is_none();
+        // Whoever claims answers for the look.
+        table.wanted = !may;
+        may
+    }
+
+    fn next_of(self: &Arc<Self>, finished: Finished, chain: bool) -> Option<ClaimedCycle> {
+        if !chain {
+            return None;
+        }
+        self.learn(&finished.claim, 1);
+        let mut claimed = finished.claim.claimed.into_iter();
+        let next = claimed.next();
+        self.table().backlog.extend(claimed);
+        next
+    }
+
+    /// Makes a request until the store takes it: what a cycle did must not be lost for want of
+    /// space. None when it never will, or when a drain no longer waits.
+    async fn record<T>(&self, running: &Running, request: impl Fn() -> Pending<T>) -> Option<T> {
+        let mut stops = running.watch();
+        loop {
+            match request().await {
+                Ok(answer) => {
+                    self.store_works();
+                    return Some(answer);
+                }
+                Err(error) => {
+                    self.store_fails(&error);
+                    let passes = matches!(error, store::Error::Full { .. } | store::Error::ReadOnly { .. });
+                    let again = self.parts.clock.monotonic() + RECORD_AGAIN;
+                    if !passes || (stops.borrow().shutdown && stops.borrow().abandon) {
+                        return None;
+                    }
+                    tokio::select! {
+                        () = self.parts.clock.sleep_until(again) => {}
+                        Ok(()) = stops.changed() => {}
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn generation_gone(why: String) -> Verdict {
+    Verdict { end: CycleEnd::Review, reason: Some("generation_gone".into()), error: Some(why) }
+}
+
+/// The report, also one that came after an answer that ended the attempt: what it claims was used.
+fn report_of(outcome: &Outcome) -> Option<Report> {
+    match outcome {
+        Outcome::Report(report) => Some(report.clone()),
+        Outcome::Failed(RunnerError::Call(error)) => {
+            serde_json::from_value(error.detail.get("report")?.clone()).ok()
+        }
+        Outcome::Failed(_) | Outcome::Abandoned => None,
+    }
+}
+
+/// Logs the end under the seed's names and makes what the caller gets of it.
+fn announce(cycle: &ClaimedCycle, verdict: &Verdict, finished: &Finished) -> Ended {
+    let (mandate, number) = (cycle.mandate.id.as_str(), cycle.mandate.cycle);
+    let usage = finished.usage;
+    let shown = serde_json::json!(usage).to_string();
+    match verdict.end {
+        CycleEnd::Interrupted | CycleEnd::Cancelled => {
+            tracing::info!(mandate, cycle = number, usage = shown, "daemon_cycle_interrupted");
+        }
+        CycleEnd::Error => {
+            let error = verdict.error.as_deref().unwrap_or_default();
+            tracing::error!(mandate, cycle = number, error, usage = shown, "daemon_cycle_runner_failed");
+        }
+        CycleEnd::Review => {
+            let reason = verdict.reason.as_deref().unwrap_or_default();
+            tracing::error!(mandate, cycle = number, reason, "daemon_cycle_needs_review");
+        }
+        CycleEnd::Done
+        | CycleEnd::More
+        | CycleEnd::Checkpoint
+        | CycleEnd::BudgetPause
+        | CycleEnd::ApprovalPause => {
+            tracing::debug!(mandate, cycle = number, state = %finished.state, usage = shown, "daemon_cycle_ended");
+        }
+    }
+    Ended {
+        mandate: mandate.to_owned(),
+        cycle: number,
+        attempt: cycle.mandate.attempt,
+        end: verdict.end,
+        state: finished.state,
+        reason: finished.reason.clone().or_else(|| verdict.reason.clone()),
+        error: verdict.error.clone(),
+        usage,
+    }
+}
+
+/// Runs a future; a panic in it comes back as its text.
+async fn caught<F: Future>(future: F) -> Result<F::Output, String> {
+    let mut future = Box::pin(future);
+    poll_fn(move |context| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
+        Ok(poll) => poll.map(Ok),
+        Err(payload) => Poll::Ready(Err(match payload.downcast_ref::<&str>() {
+            Some(text) => (*text).to_owned(),
+            None => payload.downcast_ref::<String>().cloned().unwrap_or_default(),
+        })),
+    })
+    .await
+}

@@ -1,0 +1,575 @@
+//! Dispatch: takes queued mandates when a slot and the budget allow, runs their cycles, and books
+//! what came of them. The store decides what starts and what follows; dispatch never looks at a
+//! schedule, never holds a lock across a runner's call, and never blocks the runtime: store
+//! answers are awaited, runners have threads of their own.
+//!
+//! ```text
+//! chronos fires ----- claim in the same commit ----+
+//! queued / wake ----- store.claim -----------------+--> slot: log, services, runner, report
+//! finish of a cycle - claim in the same commit ----+          |
+//!        ^---------------- store.finish <---------------------+
+//! ```
+
+mod conclude;
+mod cycle;
+mod host_calls;
+pub mod ports;
+mod slots;
+mod waits;
+
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+pub use conclude::{Outcome, Seen, Stops, Verdict, conclude};
+pub use cycle::Ended;
+pub use slots::Stuck;
+
+use self::ports::{CycleLog, OpenServices, ScheduleSide};
+use self::slots::{HoldKind, Table};
+use super::claims::{Claims, Permits};
+use super::wallet::Wallet;
+use crate::runner::Runners;
+use crate::store::{self, BudgetBlock, BudgetGate, ClaimOutcome, ClaimRequest, ClaimedCycle, Offers, Store};
+use crate::sys::clock::Clock;
+
+/// Time a runner gets to end after a deadline or a person's stop, before its thread is left to itself.
+pub const STOP_GRACE: Duration = Duration::from_secs(10);
+/// Time that interrupted cycles get to be recorded at the end of a drain.
+const RECORD_GRACE: Duration = Duration::from_secs(5);
+/// Most slots; beyond it threads and memory are the limit, not this number.
+const SLOTS_MAX: usize = 1 << 16;
+
+/// What is to happen when a mandate's log cannot be written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnLogError {
+    /// The cycle does not start; the mandate waits.
+    #[default]
+    Refuse,
+    /// It runs without its file; the store has the record all the same.
+    Continue,
+}
+
+/// What a reload may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Most cycles that run at once.
+    pub slots: usize,
+    /// See [`OnLogError`].
+    pub on_log_error: OnLogError,
+    /// See [`STOP_GRACE`].
+    pub stop_grace: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { slots: 1, on_log_error: OnLogError::default(), stop_grace: STOP_GRACE }
+    }
+}
+
+/// What dispatch works with.
+pub struct Parts {
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// The commit point.
+    pub store: Arc<dyn Store>,
+    /// The runners.
+    pub runners: Arc<Runners>,
+    /// The broker.
+    pub services: Arc<dyn OpenServices>,
+    /// The write-ahead log; none runs without.
+    pub log: Option<Arc<dyn CycleLog>>,
+    /// Day and limits.
+    pub wallet: Arc<Wallet>,
+}
+
+/// The handle; clones are the same dispatch. It stops claiming when [`Dispatch::drain`] is called.
+#[derive(Clone)]
+pub struct Dispatch(Arc<Inner>);
+
+struct Inner {
+    parts: Parts,
+    settings: RwLock<Settings>,
+    offers: RwLock<Offers>,
+    slots: Arc<Semaphore>,
+    table: Mutex<Table>,
+    /// Counts up whenever something happened that the loop may care for.
+    changed: watch::Sender<u64>,
+    fatal: watch::Sender<Option<store::Error>>,
+    schedules: OnceLock<Weak<dyn ScheduleSide>>,
+    runtime: tokio::runtime::Handle,
+}
+
+/// What became of one hand-driven cycle.
+#[derive(Clone, Debug)]
+pub enum OneCycle {
+    /// Nothing waits, or nothing that may start now.
+    Idle,
+    /// The day's budget is used up; the queue stays as it is.
+    Blocked(BudgetBlock),
+    /// It ran.
+    Ran(Box<Ended>),
+    /// It was claimed and given back, with that reason.
+    Held(String),
+}
+
+/// What a drain left behind.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Drained {
+    /// Mandates whose runner did not end in time; their cycle is recorded as interrupted, they go on after the next start.
+    pub interrupted: Vec<String>,
+    /// Mandates of which even that could not be recorded; recovery finds them running.
+    pub unrecorded: Vec<String>,
+}
+
+impl Dispatch {
+    /// Claims nothing until [`Dispatch::start`]. Its tasks live on the current tokio runtime, of
+    /// whatever flavour.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    #[must_use]
+    pub fn new(parts: Parts, settings: Settings) -> Self {
+        let slots = settings.slots.clamp(1, SLOTS_MAX);
+        let dispatch = Self(Arc::new(Inner {
+            parts,
+            settings: RwLock::new(settings),
+            offers: RwLock::default(),
+            slots: Arc::new(Semaphore::new(slots)),
+            table: Mutex::default(),
+            changed: watch::Sender::new(0),
+            fatal: watch::Sender::new(None),
+            schedules: OnceLock::new(),
+            runtime: tokio::runtime::Handle::current(),
+        }));
+        dispatch.0.read_offers();
+        dispatch
+    }
+
+    /// Introduces the schedules' side; the first call counts.
+    pub fn connect(&self, schedules: Weak<dyn ScheduleSide>) {
+        let _ = self.0.schedules.set(schedules);
+    }
+
+    /// Begins to claim; first come the cycles that recovery handed back.
+    pub fn start(&self, recovered: Vec<ClaimedCycle>) {
+        self.begin(recovered);
+        self.0.kick();
+    }
+
+    /// As [`Dispatch::start`], for hand-driven use: only [`Dispatch::run_one`] starts anything.
+    pub fn begin(&self, recovered: Vec<ClaimedCycle>) {
+        let mut table = self.0.table();
+        table.accepting = true;
+        table.wanted = true;
+        table.backlog.extend(recovered);
+    }
+
+    /// Looks for work if something changed since the last look: a hold is over, a mandate became
+    /// ready, the day turned. The loop calls it whenever it wakes.
+    pub fn wake(&self) {
+        let now = self.0.parts.clock.now();
+        let monotonic = self.0.parts.clock.monotonic();
+        let retry_runners = {
+            let mut table = self.0.table();
+            if table.next_ready.is_some_and(|ready| ready <= now) {
+                (table.next_ready, table.wanted) = (None, true);
+            }
+            // A blocked budget may have turned its day; asking costs one read of the ledger.
+            if table.blocked.is_some() || table.retry_at().is_some_and(|at| at <= monotonic) {
+                table.wanted = true;
+            }
+            table.retry_runners.as_ref().is_some_and(|hold| hold.retry_at <= monotonic)
+        };
+        if retry_runners {
+            self.0.retry_runners();
+        }
+        self.0.kick();
+    }
+
+    /// When [`Dispatch::wake`] should be called, at the latest.
+    #[must_use]
+    pub fn next_wake(&self) -> Option<DateTime<Utc>> {
+        let (now, monotonic) = (self.0.parts.clock.now(), self.0.parts.clock.monotonic());
+        let table = self.0.table();
+        let retry = table.retry_at().map(|at| now + at.saturating_sub(monotonic));
+        let day = table.blocked.as_ref().map(|_| self.0.parts.wallet.next_day(now));
+        retry.into_iter().chain(table.next_ready).chain(day).min()
+    }
+
+    /// Counts up when a cycle started or ended, or a reason to wait came or went.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.0.changed.subscribe()
+    }
+
+    /// Set when the store's writer has retired: the daemon must stop, exit code 8.
+    #[must_use]
+    pub fn fatal(&self) -> watch::Receiver<Option<store::Error>> {
+        self.0.fatal.subscribe()
+    }
+
+    /// Takes new settings. Fewer slots than are in use: none is taken away from a running cycle.
+    pub fn configure(&self, settings: Settings) {
+        let before = std::mem::replace(
+            &mut *self.0.settings.write().unwrap_or_else(PoisonError::into_inner),
+            settings,
+        );
+        let (old, new) = (before.slots.clamp(1, SLOTS_MAX), settings.slots.clamp(1, SLOTS_MAX));
+        {
+            let mut table = self.0.table();
+            if new > old {
+                let kept = table.surplus.min(new - old);
+                table.surplus -= kept;
+                self.0.slots.add_permits(new - old - kept);
+            } else {
+                table.surplus += old - new - self.0.slots.forget_permits(old - new);
+            }
+            table.wanted = true;
+        }
+        self.0.kick();
+    }
+
+    /// The set of runners, or what one offers, has changed.
+    pub fn runners_changed(&self) {
+        self.0.read_offers();
+        self.0.table().wanted = true;
+        self.0.note_waits();
+        self.0.kick();
+    }
+
+    /// Asks a mandate's running cycle to end, for good. The store must know of it already.
+    pub fn cancel(&self, mandate: &str) {
+        let running = self.0.table().find_to_cancel(mandate);
+        if let Some(running) = running {
+            running.stop(|stops| stops.cancel = true);
+        }
+    }
+
+    /// The mandate may run again: a cancel that still lies about does not count.
+    pub fn forget_cancel(&self, mandate: &str) {
+        self.0.table().forget_cancel(mandate);
+    }
+
+    /// Claims one mandate and runs one cycle of it to its end. For driving by hand.
+    ///
+    /// # Errors
+    /// The store refused the claim.
+    pub async fn run_one(&self) -> Result<OneCycle, store::Error> {
+        let permit = Arc::clone(&self.0.slots).acquire_owned().await.expect("it is never closed");
+        let backlog = self.0.table().backlog.pop_front();
+        let cycle = match backlog {
+            Some(cycle) => cycle,
+            None => {
+                let outcome = self.0.parts.store.claim(self.0.claim_request(1)).await?;
+                self.0.learn(&outcome, 1);
+                match (outcome.claimed.into_iter().next(), outcome.blocked) {
+                    (Some(cycle), _) => cycle,
+                    (None, Some(block)) => {
+                        log_blocked(&block);
+                        return Ok(OneCycle::Blocked(block));
+                    }
+                    (None, None) => return Ok(OneCycle::Idle),
+                }
+            }
+        };
+        // A task of its own: dropping this future must not drop a cycle half way.
+        let inner = Arc::clone(&self.0);
+        let task = self.0.runtime.spawn(async move {
+            let ran = inner.attend(cycle, false).await.0;
+            drop(permit);
+            ran
+        });
+        Ok(match task.await {
+            Ok(Ok(ended)) => OneCycle::Ran(Box::new(ended)),
+            Ok(Err(reason)) => OneCycle::Held(reason),
+            Err(error) => OneCycle::Held(format!("the host's own task failed: {error}")),
+        })
+    }
+
+    /// Stops claiming, asks running cycles to end, waits `grace` for them, and then records what
+    /// is left as interrupted. Their mandates go on after the next start.
+    pub async fn drain(&self, grace: Duration) -> Drained {
+        {
+            let mut table = self.0.table();
+            table.accepting = false;
+            table.running.values().for_each(|running| running.stop(|stops| stops.shutdown = true));
+        }
+        if self.0.idle_within(grace).await {
+            return Drained::default();
+        }
+        let left = self.active_mandate_ids();
+        {
+            let table = self.0.table();
+            table.running.values().for_each(|running| running.stop(|stops| stops.abandon = true));
+        }
+        self.0.idle_within(RECORD_GRACE).await;
+        let unrecorded = self.active_mandate_ids();
+        let interrupted = left.into_iter().filter(|id| !unrecorded.contains(id)).collect();
+        Drained { interrupted, unrecorded }
+    }
+
+    /// Mandates that run, the longest first.
+    #[must_use]
+    pub fn active_mandate_ids(&self) -> Vec<String> {
+        self.0.table().running.values().map(|running| running.mandate.clone()).collect()
+    }
+
+    /// The mandate that has run longest.
+    #[must_use]
+    pub fn active_mandate_id(&self) -> Option<String> {
+        self.0.table().running.values().next().map(|running| running.mandate.clone())
+    }
+
+    /// When the last cycle ended.
+    #[must_use]
+    pub fn last_cycle_at(&self) -> Option<DateTime<Utc>> {
+        self.0.table().last_cycle_at
+    }
+
+    /// Why waiting work does not start, for people.
+    #[must_use]
+    pub fn reasons(&self) -> Vec<String> {
+        self.0.table().reasons()
+    }
+
+    /// Threads that did not end when they were asked to.
+    #[must_use]
+    pub fn stuck(&self) -> Vec<Stuck> {
+        self.0.table().stuck.values().cloned().collect()
+    }
+
+    /// Does the next look for a caller that saw something being queued.
+    pub fn look(&self) {
+        self.0.table().wanted = true;
+        self.0.kick();
+    }
+}
+
+impl Claims for Dispatch {
+    fn request(&self, now: DateTime<Utc>) -> Option<(ClaimRequest, Permits)> {
+        self.0.claim(now)
+    }
+
+    fn gate(&self, now: DateTime<Utc>) -> Option<BudgetGate> {
+        self.0.parts.wallet.gate(now)
+    }
+
+    fn started(&self, outcome: ClaimOutcome, permits: Permits) {
+        self.0.take(outcome, permits);
+    }
+
+    fn cancel(&self, mandates: Vec<String>) {
+        for mandate in mandates {
+            Self::cancel(self, &mandate);
+        }
+    }
+
+    fn queued(&self) {
+        self.look();
+    }
+}
+
+impl Inner {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn settings(&self) -> Settings {
+        *self.settings.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn claim_request(&self, max: usize) -> ClaimRequest {
+        let now = self.parts.clock.now();
+        let offers = Arc::clone(&self.offers.read().unwrap_or_else(PoisonError::into_inner));
+        ClaimRequest { now, max, gate: self.parts.wallet.gate(now), offers }
+    }
+
+    /// All free slots and the request that goes with them; none when nothing may start. Whoever
+    /// asks answers for the look: what is queued later sets `wanted` again.
+    fn claim(&self, now: DateTime<Utc>) -> Option<(ClaimRequest, Permits)> {
+        let mut table = self.table();
+        let held = !table.accepting || table.held_until(self.parts.clock.monotonic()).is_some();
+        let free = self.slots.available_permits();
+        // What recovery handed back goes first.
+        if held || free == 0 || !table.backlog.is_empty() {
+            table.wanted = true;
+            return None;
+        }
+        let free = u32::try_from(free).unwrap_or(u32::MAX);
+        let permits = Arc::clone(&self.slots).try_acquire_many_owned(free).ok()?;
+        table.wanted = false;
+        drop(table);
+        let request = ClaimRequest { now, ..self.claim_request(permits.num_permits()) };
+        Some((request, Permits(Some(permits))))
+    }
+
+    /// Looks for work, unless somebody already has since the last change.
+    fn kick(self: &Arc<Self>) {
+        self.run_backlog();
+        if !self.table().wanted {
+            return;
+        }
+        let Some((request, permits)) = self.claim(self.parts.clock.now()) else { return };
+        let inner = Arc::clone(self);
+        self.runtime.spawn(async move {
+            match inner.parts.store.claim(request).await {
+                Ok(outcome) => {
+                    inner.store_works();
+                    let nothing = outcome.claimed.is_empty() && outcome.blocked.is_none();
+                    inner.take(outcome, permits);
+                    if nothing {
+                        inner.note_waits();
+                    }
+                }
+                Err(error) => {
+                    inner.table().wanted = true;
+                    inner.store_fails(&error);
+                }
+            }
+        });
+    }
+
+    /// Starts what recovery handed back, as far as slots go.
+    fn run_backlog(self: &Arc<Self>) {
+        loop {
+            let cycle = {
+                let mut table = self.table();
+                let held = !table.accepting || table.held_until(self.parts.clock.monotonic()).is_some();
+                if held || table.backlog.is_empty() {
+                    return;
+                }
+                let Ok(permit) = Arc::clone(&self.slots).try_acquire_owned() else { return };
+                table.backlog.pop_front().map(|cycle| (cycle, permit))
+            };
+            if let Some((cycle, permit)) = cycle {
+                self.spawn_slot(cycle, permit);
+            }
+        }
+    }
+
+    /// Takes over what a claim started.
+    fn take(self: &Arc<Self>, outcome: ClaimOutcome, mut permits: Permits) {
+        self.learn(&outcome, permits.count());
+        for cycle in outcome.claimed {
+            match permits.take_one() {
+                Some(permit) => self.spawn_slot(cycle, permit),
+                None => self.table().backlog.push_back(cycle),
+            }
+        }
+        drop(permits);
+        self.kick();
+    }
+
+    /// Remembers what a claim's answer says beyond the cycles it started.
+    fn learn(&self, outcome: &ClaimOutcome, asked: usize) {
+        let news = {
+            let mut table = self.table();
+            // A full answer may have left something behind.
+            table.wanted |= outcome.claimed.len() >= asked;
+            table.next_ready = outcome.next_ready;
+            let news = outcome.blocked.is_some() && table.blocked.is_none();
+            let same = table.blocked == outcome.blocked;
+            table.blocked.clone_from(&outcome.blocked);
+            if same && outcome.claimed.is_empty() && outcome.next_ready.is_none() {
+                return;
+            }
+            news
+        };
+        if news && let Some(block) = &outcome.blocked {
+            log_blocked(block);
+        }
+        self.touch();
+    }
+
+    /// A slot runs cycle after cycle for as long as each finish claims the next.
+    fn spawn_slot(self: &Arc<Self>, first: ClaimedCycle, permit: OwnedSemaphorePermit) {
+        let inner = Arc::clone(self);
+        self.runtime.spawn(async move {
+            let mut next = Some(first);
+            while let Some(cycle) = next {
+                next = inner.attend(cycle, true).await.1;
+            }
+            inner.give_back(permit);
+        });
+    }
+
+    fn give_back(self: &Arc<Self>, permit: OwnedSemaphorePermit) {
+        {
+            let mut table = self.table();
+            if table.surplus > 0 {
+                table.surplus -= 1;
+                permit.forget();
+            } else {
+                drop(permit);
+            }
+        }
+        self.kick();
+    }
+
+    fn touch(&self) {
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// Waits until nothing runs; false when `limit` passed before.
+    async fn idle_within(&self, limit: Duration) -> bool {
+        let mut changes = self.changed.subscribe();
+        let end = self.parts.clock.monotonic() + limit;
+        let mut timer = self.parts.clock.sleep_until(end);
+        loop {
+            changes.borrow_and_update();
+            if self.table().running.is_empty() {
+                return true;
+            }
+            tokio::select! {
+                biased;
+                Ok(()) = changes.changed() => {}
+                () = &mut timer => return self.table().running.is_empty(),
+            }
+        }
+    }
+
+    /// Sorts a store's error: one that passes holds work back, one that does not ends the daemon.
+    fn store_fails(&self, error: &store::Error) {
+        match error {
+            store::Error::Full { .. } | store::Error::ReadOnly { .. } => {
+                let now = self.parts.clock.monotonic();
+                if self.table().hold(HoldKind::Store, &error.to_string(), now) {
+                    tracing::error!(%error, "daemon_store_refuses");
+                }
+                self.touch();
+            }
+            store::Error::SyncFailed { .. } | store::Error::Closed => {
+                self.table().accepting = false;
+                self.fatal.send_if_modified(|fatal| {
+                    let news = fatal.is_none();
+                    if news {
+                        *fatal = Some(error.clone());
+                    }
+                    news
+                });
+            }
+            other => tracing::error!(error = %other, "daemon_ooda_cycle_failed"),
+        }
+    }
+
+    fn store_works(&self) {
+        if self.table().release(HoldKind::Store) {
+            tracing::info!("daemon_store_restored");
+            self.touch();
+        }
+    }
+}
+
+/// The seed's event, with its keys.
+fn log_blocked(block: &BudgetBlock) {
+    tracing::warn!(
+        limit = block.limit,
+        calls = block.calls,
+        limit_kind = block.limit_kind,
+        used = block.used,
+        "daemon_budget_exceeded"
+    );
+}

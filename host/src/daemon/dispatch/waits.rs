@@ -1,0 +1,112 @@
+//! Mandates whose runner is not there: they stay queued, say why, and the runner is tried again
+//! for as long as something waits for it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, PoisonError};
+
+use super::Inner;
+use crate::domain::mandate::MandateState;
+use crate::store::{self, MandateFilter, RunnerOffer};
+
+/// Enough to find every runner that something waits for, in all but absurd queues.
+const LOOK_AT: usize = 1000;
+
+impl Inner {
+    /// Reads what the runners offer now.
+    pub(super) fn read_offers(&self) {
+        let offers: HashMap<String, RunnerOffer> = self
+            .parts
+            .runners
+            .status()
+            .into_iter()
+            .filter_map(|status| {
+                let identity = status.identity?;
+                let offer = RunnerOffer { generation: identity.generation, phases: identity.phases };
+                Some((status.name, offer))
+            })
+            .collect();
+        *self.offers.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(offers);
+    }
+
+    /// Compares what waits with what is offered and notes in the store why it waits.
+    pub(super) fn note_waits(self: &Arc<Self>) {
+        let inner = Arc::clone(self);
+        self.runtime.spawn(async move {
+            if let Err(error) = inner.compare_waits().await {
+                tracing::warn!(%error, "daemon_runner_waits_unknown");
+            }
+        });
+    }
+
+    async fn compare_waits(self: &Arc<Self>) -> Result<(), store::Error> {
+        let inner = Arc::clone(self);
+        let read = tokio::task::spawn_blocking(move || inner.missing_runners());
+        let missing = read.await.unwrap_or(Err(store::Error::Closed))?;
+        let changes: Vec<(String, Option<String>)> = {
+            let mut table = self.table();
+            let gone = table.waits.keys().filter(|name| !missing.contains_key(*name)).cloned();
+            let gone: Vec<_> = gone.map(|name| (name, None)).collect();
+            let new = missing.iter().filter(|(name, why)| table.waits.get(*name) != Some(why));
+            let new: Vec<_> = new.map(|(name, why)| (name.clone(), Some(why.clone()))).collect();
+            table.waits.clone_from(&missing);
+            match (missing.is_empty(), &table.retry_runners) {
+                (true, _) => table.retry_runners = None,
+                (false, None) => table.retry_runners_later(self.parts.clock.monotonic()),
+                (false, Some(_)) => {}
+            }
+            gone.into_iter().chain(new).collect()
+        };
+        for (runner, why) in changes {
+            if let Some(reason) = &why {
+                tracing::warn!(runner, reason, "daemon_runner_unavailable");
+            }
+            self.parts.store.note_wait(runner, why).await?;
+            self.touch();
+        }
+        Ok(())
+    }
+
+    /// Runners that queued mandates ask for and that are not offered, with the reason. Blocks.
+    fn missing_runners(&self) -> Result<BTreeMap<String, String>, store::Error> {
+        let offers = Arc::clone(&self.offers.read().unwrap_or_else(PoisonError::into_inner));
+        if self.parts.store.counts()?.queued == 0 {
+            return Ok(BTreeMap::new());
+        }
+        let filter =
+            MandateFilter { states: vec![MandateState::Queued], limit: LOOK_AT, ..MandateFilter::default() };
+        let mut missing = BTreeMap::new();
+        for row in self.parts.store.mandates(&filter)? {
+            if !offers.contains_key(&row.runner) && !missing.contains_key(&row.runner) {
+                let why = match self.parts.runners.current(&row.runner) {
+                    Ok(_) => continue,
+                    Err(error) => error.to_string(),
+                };
+                missing.insert(row.runner, why);
+            }
+        }
+        Ok(missing)
+    }
+
+    /// Tries the runners that something waits for once more.
+    pub(super) fn retry_runners(self: &Arc<Self>) {
+        let names: Vec<String> = {
+            let mut table = self.table();
+            table.retry_runners_later(self.parts.clock.monotonic());
+            table.waits.keys().cloned().collect()
+        };
+        let inner = Arc::clone(self);
+        self.runtime.spawn(async move {
+            let runners = Arc::clone(&inner.parts.runners);
+            // Loading reads files and runs constructors.
+            let tried = tokio::task::spawn_blocking(move || {
+                names.iter().filter(|name| runners.retry(name).is_ok()).count()
+            });
+            if tried.await.is_ok_and(|mended| mended > 0) {
+                inner.read_offers();
+                inner.table().wanted = true;
+            }
+            inner.note_waits();
+            inner.kick();
+        });
+    }
+}
