@@ -81,7 +81,11 @@ impl CycleHost {
             (rate.second, rate.records) = (second, 0);
         }
         let may = rate.records < RECORDS_PER_SECOND;
-        if may { rate.records += 1 } else { rate.dropped += 1 }
+        if may {
+            rate.records += 1
+        } else {
+            rate.dropped += 1
+        }
         may
     }
 }
@@ -92,7 +96,8 @@ impl HostCalls for CycleHost {
             return Err(CallError::new(code::STOPPED, "the cycle has ended"));
         }
         let answer = self.services.call(method, request);
-        if answer.as_ref().is_err_and(|error| [code::STOPPED, code::DEADLINE].contains(&error.code.as_str())) {
+        if answer.as_ref().is_err_and(|error| [code::STOPPED, code::DEADLINE].contains(&error.code.as_str()))
+        {
             self.saw_stop.store(true, Ordering::Release);
         }
         answer

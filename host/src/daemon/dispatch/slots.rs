@@ -187,9 +187,10 @@ impl Table {
 
     /// What keeps waiting work from starting, for people.
     pub(super) fn reasons(&self) -> Vec<String> {
-        let budget = self.blocked.as_ref().map(|block| {
-            format!("budget: {} of {} {} used", block.used, block.limit, block.limit_kind)
-        });
+        let budget = self
+            .blocked
+            .as_ref()
+            .map(|block| format!("budget: {} of {} {} used", block.used, block.limit, block.limit_kind));
         let runners = self.waits.iter().map(|(runner, why)| format!("runner {runner}: {why}"));
         self.holds.values().map(|hold| hold.reason.clone()).chain(budget).chain(runners).collect()
     }
