@@ -324,6 +324,13 @@ pub enum MandateCommand {
     Retry,
     /// Let a paused one go on.
     Resume,
+    /// End a paused one: a person said no to its proposal.
+    Deny {
+        /// Why.
+        note: Option<String>,
+    },
+    /// End a paused one: its proposal ran out.
+    Expire,
     /// End a review.
     Resolve {
         /// How.
@@ -426,6 +433,8 @@ pub struct SettleStep {
     pub mandate: String,
     /// Which cycle.
     pub cycle: u32,
+    /// Which attempt; a straggler of an earlier one only corrects its usage.
+    pub attempt: u32,
     /// Which step.
     pub seq: u32,
     /// `Done` or `NeedsReview`; or `Executing` when the effect was given up before it had a result

@@ -1,0 +1,266 @@
+//! The steps of a running cycle: intent and reservation before an effect, result and real usage
+//! after it, and what is recorded without a commit of its own.
+
+use kairos_plugin_api::Usage;
+use serde_json::{Value, json};
+
+use super::fail::{Fail, Res, conflict};
+use super::finish::running;
+use super::ledger::{self, Account, Kind, Standing};
+use super::lines;
+use super::row::{Mandate, Record, micros, word};
+use super::txn::Txn;
+use crate::domain::canonical;
+use crate::domain::mandate::MandateState;
+use crate::domain::record::Transition;
+use crate::store::{
+    BeginStep, BegunStep, CycleNote, Error, NoteKind, SettleStep, StepKind, StepState,
+};
+
+struct Recorded {
+    n: i64,
+    state: StepState,
+    kind: StepKind,
+    key: String,
+    intent: Value,
+    usage: Option<i64>,
+}
+
+fn find(txn: &Txn<'_>, mandate: &Mandate, seq: u32) -> Res<Option<Recorded>> {
+    txn.first(
+        "SELECT n, state, kind, key, intent, usage FROM step WHERE mandate=?1 AND cycle=?2 AND epoch=?3 AND seq=?4",
+        (mandate.n, mandate.cycle, mandate.epoch, seq),
+        |row| {
+            Ok(Recorded {
+                n: row.get(0)?,
+                state: word(row, 1)?,
+                kind: word(row, 2)?,
+                key: row.get(3)?,
+                intent: super::row::json(row, 4)?,
+                usage: row.get(5)?,
+            })
+        },
+    )
+}
+
+/// Commits an intent, see [`crate::store::Store::begin_step`].
+pub fn begin(txn: &mut Txn<'_>, step: &BeginStep) -> Res<BegunStep> {
+    let mut mandate = recording(txn, &step.mandate, step.cycle, step.attempt)?;
+    let known = find(txn, &mandate, step.seq)?;
+    match &known {
+        Some(known) if known.state != StepState::Executing => {
+            return conflict(format!("step {} of {} has its result already", step.seq, step.mandate));
+        }
+        Some(known) if known.key != step.key => {
+            return conflict(format!("step {} of {} was another one before", step.seq, step.mandate));
+        }
+        _ => {}
+    }
+    if let Some(block) = ledger::refused(txn.conn, step.gate.as_ref(), step.reserve)? {
+        return Ok(BegunStep::Exhausted(block));
+    }
+    if let Some(row) = known.as_ref().and_then(|known| known.usage) {
+        give_up_one(txn, row)?;
+    }
+    let usage = reserve(txn, &mandate, step)?;
+    let intent = step.intent.to_string();
+    match &known {
+        Some(known) => txn.exec(
+            "UPDATE step SET attempt=?2, name=?3, phase=?4, intent=?5, usage=?6, started=?7 WHERE n=?1",
+            (known.n, step.attempt, &step.name, &step.phase, intent, usage, micros(step.now)),
+        )?,
+        None => txn.exec(
+            "INSERT INTO step(mandate, cycle, epoch, seq, attempt, kind, name, phase, state, key, params_hash, \
+             intent, started, usage) VALUES(?1,?2,?3,?4,?5,?6,?7,?8,'executing',?9,?10,?11,?12,?13)",
+            (
+                mandate.n,
+                step.cycle,
+                mandate.epoch,
+                step.seq,
+                step.attempt,
+                step.kind.word(),
+                &step.name,
+                &step.phase,
+                &step.key,
+                &step.params_hash,
+                intent,
+                micros(step.now),
+                usage,
+            ),
+        )?,
+    };
+    lines::begin(txn, &mut mandate, step, known.is_some())?;
+    save_head(txn, &mandate)?;
+    Ok(BegunStep::Begun)
+}
+
+/// The mandate, if that attempt is the one whose record is open: it runs, or waits for a decision
+/// that is being carried out.
+fn recording(txn: &Txn<'_>, id: &str, cycle: u32, attempt: u32) -> Res<Mandate> {
+    let mandate = Mandate::load(txn.conn, id)?;
+    let open = match mandate.state {
+        MandateState::Running => true,
+        MandateState::PausedApproval => mandate.record == Record::Continue,
+        _ => false,
+    };
+    if open && (mandate.cycle, mandate.attempt) == (cycle, attempt) {
+        return Ok(mandate);
+    }
+    running(txn, id, cycle, attempt)
+}
+
+fn reserve(txn: &Txn<'_>, mandate: &Mandate, step: &BeginStep) -> Res<Option<i64>> {
+    let Some(gate) = &step.gate else {
+        // Without a budget there is no day to reserve on; the settlement books nothing either.
+        return Ok(None);
+    };
+    let account = Account {
+        mandate: mandate.n,
+        cycle: step.cycle,
+        attempt: step.attempt,
+        seq: Some(step.seq),
+        day: &gate.day,
+    };
+    ledger::book(txn, account, Kind::Call, Standing::Reserved, step.reserve, step.now)
+}
+
+fn give_up_one(txn: &Txn<'_>, row: i64) -> Res<()> {
+    let open = txn.first("SELECT 1 FROM usage WHERE n=?1 AND state='reserved'", [row], |_| Ok(()))?;
+    if open.is_some() {
+        ledger::settle(txn, row, None)?;
+    }
+    Ok(())
+}
+
+/// Only the head of the log moved.
+fn save_head(txn: &Txn<'_>, mandate: &Mandate) -> Res<()> {
+    txn.exec(
+        "UPDATE mandate SET seq=?2, crc=?3 WHERE n=?1",
+        (mandate.n, mandate.seq.cast_signed(), mandate.crc),
+    )?;
+    Ok(())
+}
+
+/// Records a result, see [`crate::store::Store::settle_step`].
+pub fn settle(txn: &mut Txn<'_>, step: &SettleStep) -> Res<()> {
+    let mut mandate = Mandate::load(txn.conn, &step.mandate)?;
+    if mandate.cycle != step.cycle {
+        return conflict(format!("cycle {} of {} is over", step.cycle, step.mandate));
+    }
+    let Some(known) = find(txn, &mandate, step.seq)? else {
+        let name = format!("{}/{}/{}", step.mandate, step.cycle, step.seq);
+        return Err(Fail::Store(Error::NotFound { kind: "step", name }));
+    };
+    if known.state == StepState::Done {
+        return conflict(format!("step {} of {} has its result already", step.seq, step.mandate));
+    }
+    let booked = match known.usage {
+        Some(row) => ledger::settle(txn, row, step.usage)?,
+        None => None,
+    };
+    let usage = booked.as_ref().map(|(usage, day)| (*usage, day.as_str()));
+    let result = step.result.to_string();
+    let plan_is_open = mandate.ended.is_none();
+    match step.state {
+        StepState::Executing => {
+            // The row of usage stands for itself from now on; the next begin makes another.
+            txn.exec("UPDATE step SET usage=NULL WHERE n=?1", [known.n])?;
+            if plan_is_open {
+                lines::turn(txn, &mut mandate, known.kind, step.seq, &Transition::Pending, step.now)?;
+            }
+        }
+        StepState::NeedsReview => {
+            txn.exec("UPDATE step SET state='needs_review', result=?2 WHERE n=?1", (known.n, result))?;
+            if plan_is_open {
+                let reason = step.result.get("reason").and_then(Value::as_str).unwrap_or("unknown_outcome");
+                let to = Transition::NeedsReview { reason, usage };
+                lines::turn(txn, &mut mandate, known.kind, step.seq, &to, step.now)?;
+            }
+        }
+        StepState::Done => {
+            txn.exec(
+                "UPDATE step SET state='done', result=?2, recovered=?3, ended=?4 WHERE n=?1",
+                (known.n, result, step.recovered, micros(step.now)),
+            )?;
+            if plan_is_open {
+                let result_hash = canonical::hash(&step.result);
+                let post_hash = known.intent.get("post_hash").and_then(Value::as_str).unwrap_or(&result_hash);
+                let to = Transition::Completed {
+                    post_hash,
+                    result_hash: &result_hash,
+                    recovered: step.recovered,
+                    evidence: step.recovered.then_some("world_matches_post_hash"),
+                    usage,
+                };
+                lines::turn(txn, &mut mandate, known.kind, step.seq, &to, step.now)?;
+            }
+        }
+    }
+    save_head(txn, &mandate)
+}
+
+/// Records a note, see [`crate::store::Store::note`].
+pub fn note(txn: &mut Txn<'_>, note: &CycleNote) -> Res<()> {
+    match &note.what {
+        NoteKind::Phase(name) => {
+            let mut mandate = running(txn, &note.mandate, note.cycle, note.attempt)?;
+            if mandate.noted.contains(name) {
+                return Ok(());
+            }
+            let before = mandate.noted.last().cloned();
+            lines::phase(txn, &mut mandate, before.as_deref(), name, note.now)?;
+            mandate.noted.push(name.clone());
+            mandate.save(txn.conn)
+        }
+        NoteKind::Answer { seq, name, value } => {
+            let mandate = running(txn, &note.mandate, note.cycle, note.attempt)?;
+            answer(txn, &mandate, note, *seq, name, value)
+        }
+        NoteKind::Usage { delta, day, seq } => {
+            if let Some(seq) = seq {
+                let mandate = running(txn, &note.mandate, note.cycle, note.attempt)?;
+                answer(txn, &mandate, note, *seq, "usage", &json!(delta))?;
+                return book_delta(txn, &mandate, note, *delta, day);
+            }
+            // Usage is usage, also of an attempt that has ended.
+            let mandate = Mandate::load(txn.conn, &note.mandate)?;
+            book_delta(txn, &mandate, note, *delta, day)
+        }
+    }
+}
+
+fn book_delta(txn: &Txn<'_>, mandate: &Mandate, note: &CycleNote, delta: Usage, day: &str) -> Res<()> {
+    let account = Account { mandate: mandate.n, cycle: note.cycle, attempt: note.attempt, seq: None, day };
+    ledger::book(txn, account, Kind::Delta, Standing::Settled, delta, note.now)?;
+    Ok(())
+}
+
+/// An answer is a step that is finished when it is recorded. It has no line of its own: it
+/// changes nothing in the world.
+fn answer(
+    txn: &Txn<'_>,
+    mandate: &Mandate,
+    note: &CycleNote,
+    seq: u32,
+    name: &str,
+    value: &Value,
+) -> Res<()> {
+    if find(txn, mandate, seq)?.is_some() {
+        return conflict(format!("step {seq} of {} is recorded already", note.mandate));
+    }
+    txn.exec(
+        "INSERT INTO step(mandate, cycle, epoch, seq, attempt, kind, name, state, key, params_hash, intent, \
+         result, started, ended) VALUES(?1,?2,?3,?4,?5,'answer',?6,'done','','','null',?7,?8,?8)",
+        (
+            mandate.n,
+            note.cycle,
+            mandate.epoch,
+            seq,
+            note.attempt,
+            name,
+            value.to_string(),
+            micros(note.now),
+        ),
+    )?;
+    Ok(())
+}
