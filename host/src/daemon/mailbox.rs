@@ -245,7 +245,10 @@ impl Work {
             Self::Mandate { command, .. } => match command {
                 MandateCommand::Retry | MandateCommand::Resume => CommandKind::NewWork,
                 MandateCommand::Resolve { verdict: Resolution::Redo, .. } => CommandKind::NewWork,
-                MandateCommand::Stop { .. } | MandateCommand::Resolve { .. } => CommandKind::LessWork,
+                MandateCommand::Stop { .. }
+                | MandateCommand::Resolve { .. }
+                | MandateCommand::Deny { .. }
+                | MandateCommand::Expire => CommandKind::LessWork,
             },
             Self::ResumeSchedule { .. } => CommandKind::NewWork,
             Self::PauseSchedule { .. } | Self::SkipNext { .. } => CommandKind::LessWork,
