@@ -242,13 +242,13 @@ pub fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
 /// The file stays where it was if it cannot be moved.
 pub fn set_aside(path: &Path) -> Result<PathBuf> {
     // Linked, not renamed: a link refuses a name that is taken, so no earlier bytes are lost.
-    let kept = first_free(path, |name| fs::hard_link(path, name))?;
+    let kept = first_free(path, "corrupt", |name| fs::hard_link(path, name))?;
     at("remove", path, fs::remove_file(path))?;
     sync_dir(parent(path))?;
     Ok(kept)
 }
 
-/// Cuts everything from `offset` on off a file, after a durable copy of it to `NAME.corrupt-N`.
+/// Cuts everything from `offset` on off a file, after a durable copy of it to `NAME.cut-N`.
 /// Gives that name, or `None` when there was nothing to cut.
 ///
 /// # Errors
@@ -261,15 +261,29 @@ pub fn cut_tail_aside(path: &Path, offset: u64) -> Result<Option<PathBuf>> {
     if tail.is_empty() {
         return Ok(None);
     }
-    let kept = first_free(path, |name| {
-        let mut copy = OpenOptions::new().write(true).create_new(true).mode(PRIVATE).open(name)?;
-        copy.write_all(&tail)?;
-        copy.sync_all()
-    })?;
-    sync_dir(parent(path))?;
+    let kept = keep_copy(path, "cut", &tail)?;
     at("cut", path, file.set_len(offset))?;
     at("sync", path, file.sync_all())?;
     Ok(Some(kept))
+}
+
+/// Writes these bytes, of a file that is about to be healed, to the first free `NAME.WORD-N` beside
+/// it, durably. Gives the new name.
+///
+/// # Errors
+/// The file itself is not touched.
+pub fn keep_copy(path: &Path, word: &str, bytes: &[u8]) -> Result<PathBuf> {
+    let kept = first_free(path, word, |name| {
+        let mut copy = OpenOptions::new().write(true).create_new(true).mode(PRIVATE).open(name)?;
+        let written = copy.write_all(bytes).and_then(|()| copy.sync_all());
+        if written.is_err() {
+            // Half a copy is no evidence; that it cannot be removed changes nothing.
+            let _ = fs::remove_file(name);
+        }
+        written
+    })?;
+    sync_dir(parent(path))?;
+    Ok(kept)
 }
 
 /// Removes temporary files that a crash left in a directory only this process writes to.
@@ -297,10 +311,10 @@ pub fn free_bytes(path: &Path) -> Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-fn first_free(path: &Path, mut make: impl FnMut(&Path) -> io::Result<()>) -> Result<PathBuf> {
+fn first_free(path: &Path, word: &str, mut make: impl FnMut(&Path) -> io::Result<()>) -> Result<PathBuf> {
     for n in 1_u32.. {
         let mut name: OsString = path.file_name().unwrap_or(OsStr::new("file")).to_owned();
-        name.push(format!(".corrupt-{n}"));
+        name.push(format!(".{word}-{n}"));
         let candidate = path.with_file_name(name);
         match make(&candidate) {
             Ok(()) => return Ok(candidate),
