@@ -3,14 +3,18 @@
 //! check`, `config dump` and the boot use the same code. Never imported below the command line.
 
 pub mod daemon;
+pub mod edit;
 pub mod env;
 pub mod keys;
 pub mod llm;
 pub mod paths;
 pub mod reader;
 pub mod replies;
+pub mod reference;
 pub mod report;
+mod scalars;
 pub mod schedules;
+mod splice;
 pub mod values;
 pub mod yaml;
 

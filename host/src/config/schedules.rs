@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::daemon::zone_problem;
-use super::reader::{Context, Effective, MapReader, a_text, nothing_secret};
+use super::reader::{Context, Effective, MapReader, nothing_secret};
 use super::report::{Problem, Report, nearest, quoted};
+use super::scalars::a_text;
 use super::yaml::{self, Kind, Node, Span, Stream, Style};
 use crate::domain::cron::Cron;
 use crate::domain::schedule::{
