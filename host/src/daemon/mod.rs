@@ -1,8 +1,10 @@
 //! The living parts of the daemon: chronos, dispatch, heartbeat, mailbox, signals, lifecycle.
 
 pub mod attach_server;
+pub mod chronos;
 pub mod claims;
 pub mod dispatch;
+pub mod engine;
 pub mod heartbeat;
 pub mod mailbox;
 pub mod wallet;

@@ -46,6 +46,13 @@ pub fn preview(
 }
 
 impl Chronos {
+    /// The failures in a row after which a schedule pauses itself.
+    #[must_use]
+    pub fn pause_after_failures(&self, name: &str) -> Option<u32> {
+        let state = self.state();
+        state.table.policy(state.table.find(name)?).pause_after_failures
+    }
+
     /// All schedules, shortly, each with its next `next` occurrences after `now`.
     #[must_use]
     pub fn list(&self, now: DateTime<Utc>, next: usize) -> Vec<Value> {

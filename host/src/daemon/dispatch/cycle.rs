@@ -3,7 +3,7 @@
 
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -46,7 +46,8 @@ pub struct Ended {
 /// Why a claimed cycle did not run.
 struct NotStarted {
     reason: String,
-    kind: HoldKind,
+    /// What all work must wait for; none when only this runner's does.
+    hold: Option<HoldKind>,
 }
 
 /// What a run leaves to be recorded.
@@ -127,11 +128,7 @@ impl Inner {
         self.open_log(&cycle.mandate.id).await?;
         let generation = match self.generation(cycle).await {
             Ok(generation) => generation,
-            Err(why) if cycle.steps.is_empty() => {
-                return Err(NotStarted { reason: why, kind: HoldKind::Runner });
-            }
-            // Its steps are that generation's; another one must not continue them.
-            Err(why) => return Ok(Ran { verdict: generation_gone(why), report: None, services: None }),
+            Err(why) => return self.without_generation(cycle, why),
         };
         self.table().release(HoldKind::Runner);
         let clock = &self.parts.clock;
@@ -171,8 +168,25 @@ impl Inner {
             }
             Err(error) => {
                 let reason = format!("write-ahead log: {error}");
-                Err(NotStarted { reason, kind: HoldKind::Log })
+                Err(NotStarted { reason, hold: Some(HoldKind::Log) })
             }
+        }
+    }
+
+    /// The generation that a cycle must run on is not to be had.
+    fn without_generation(self: &Arc<Self>, cycle: &ClaimedCycle, why: String) -> Result<Ran, NotStarted> {
+        let offers = Arc::clone(&self.offers.read().unwrap_or_else(PoisonError::into_inner));
+        match offers.get(&cycle.runner) {
+            None => {
+                // Nothing of this runner is claimed until it is there again.
+                self.note_waits();
+                Err(NotStarted { reason: why, hold: None })
+            }
+            Some(offer) if offer.generation == cycle.generation => {
+                Err(NotStarted { reason: why, hold: Some(HoldKind::Runner) })
+            }
+            // What that generation began no other may continue; a person has to decide.
+            Some(_) => Ok(Ran { verdict: generation_gone(why), report: None, services: None }),
         }
     }
 
@@ -273,8 +287,8 @@ impl Inner {
 
     /// Gives the cycle back to the queue and holds all work back for a while.
     async fn unstart(&self, cycle: &ClaimedCycle, running: &Running, not: &NotStarted) {
-        let news = self.table().hold(not.kind, &not.reason, self.parts.clock.monotonic());
-        if news {
+        let now = self.parts.clock.monotonic();
+        if not.hold.is_none_or(|kind| self.table().hold(kind, &not.reason, now)) {
             tracing::error!(mandate = cycle.mandate.id, reason = not.reason, "daemon_cycle_not_started");
         }
         self.table().wanted = true;

@@ -48,5 +48,5 @@ pub trait ScheduleSide: Send + Sync + 'static {
     /// Pause the schedule after so many failures in a row.
     fn failure_limit(&self, schedule: &str) -> Option<u32>;
     /// The store has paused it.
-    fn auto_paused(&self, schedule: &str);
+    fn auto_paused(self: Arc<Self>, schedule: &str);
 }
