@@ -50,7 +50,8 @@ impl Chronos {
                 .iter()
                 .map(|nominal| {
                     let request = request_id.map(|request| format!("bf:{request}:{name}:{nominal}"));
-                    let one = NewMandate { nominal: Some(time(*nominal)), request_id: request, ..mandate.clone() };
+                    let one =
+                        NewMandate { nominal: Some(time(*nominal)), request_id: request, ..mandate.clone() };
                     (*nominal, self.seams.store.add(one))
                 })
                 .collect();

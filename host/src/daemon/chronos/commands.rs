@@ -100,8 +100,8 @@ impl Chronos {
             }
             super::time_of(at)
         };
-        let nominal = nominal
-            .ok_or_else(|| Error::Conflict(format!("schedule {name:?} has no next occurrence")))?;
+        let nominal =
+            nominal.ok_or_else(|| Error::Conflict(format!("schedule {name:?} has no next occurrence")))?;
         self.seams.store.skip_next(name.to_owned(), nominal).await?;
         self.state().table.change_extra(index, |extra| extra.skip.push(nominal.timestamp()));
         Ok(nominal)
@@ -142,7 +142,11 @@ impl Chronos {
     }
 
     /// Ends the pauses whose time has come. Occurrences after the end of a pause are ordinary ones.
-    pub(super) async fn end_pauses(&self, now: DateTime<Utc>, outcome: &mut TickOutcome) -> store::Result<()> {
+    pub(super) async fn end_pauses(
+        &self,
+        now: DateTime<Utc>,
+        outcome: &mut TickOutcome,
+    ) -> store::Result<()> {
         loop {
             let first = self.state().table.first_resume();
             let Some((until, index)) = first.filter(|(until, _)| *until <= now.timestamp()) else {
@@ -176,7 +180,12 @@ impl Chronos {
     }
 
     /// A mandate of a schedule that no rule fired, still without an id.
-    pub(super) fn mandate_of(&self, name: &str, origin: Origin, now: DateTime<Utc>) -> store::Result<NewMandate> {
+    pub(super) fn mandate_of(
+        &self,
+        name: &str,
+        origin: Origin,
+        now: DateTime<Utc>,
+    ) -> store::Result<NewMandate> {
         let index = self.index(name)?;
         let state = self.state();
         let spec = state.table.spec(index);

@@ -199,7 +199,8 @@ impl Chronos {
         claims: &dyn Claims,
         outcome: &mut TickOutcome,
     ) -> store::Result<FireOutcome> {
-        let (claim, permits) = claims.request(now).map_or((None, None), |(claim, permits)| (Some(claim), Some(permits)));
+        let (claim, permits) =
+            claims.request(now).map_or((None, None), |(claim, permits)| (Some(claim), Some(permits)));
         let gate = claim.as_ref().map_or_else(|| claims.gate(now), |claim| claim.gate.clone());
         let mut committed = self.seams.store.fire(FireRequest { now, evaluations, claim, gate }).await?;
         if !committed.cancel.is_empty() {
