@@ -261,7 +261,7 @@ impl HostCalls for Remote {
 /// Once per cdylib. Name and version default to those of the crate; any field of
 /// [`Facts`](crate::manifest::Facts) may be given after the type:
 ///
-/// ```ignore
+/// ```text
 /// export_runner!(MyRunner, name: "mine", phases: true, capabilities: &["llm", "tool:fs.read"]);
 /// ```
 ///
@@ -313,6 +313,7 @@ macro_rules! export_manifest {
 #[macro_export]
 macro_rules! export_root {
     ($root:ty) => {
+        /// What the host looks for.
         #[unsafe(no_mangle)]
         pub static _1as_0lib_1header_0root_bmodule_bloader: $crate::abi::LibHeader =
             $crate::abi::header::<$root>();

@@ -32,3 +32,8 @@ pub use usage::Usage;
 /// The number that stands in every payload as `schema`. A payload of a higher number may
 /// hold fields this version does not know; they are ignored.
 pub const PAYLOAD_SCHEMA: u32 = 1;
+
+/// The samples of the README are compiled and run with the tests.
+#[doc = include_str!("../README.md")]
+#[cfg(doctest)]
+pub struct Readme;

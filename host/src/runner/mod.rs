@@ -5,6 +5,7 @@
 //! No store transaction or lock is held across a call.
 
 mod builtin;
+mod check;
 pub mod library;
 mod load_error;
 pub mod manifest;
@@ -23,6 +24,7 @@ use kairos_plugin_api::{CallError, Mandate, Report};
 pub use kairos_plugin_api::context::{HostCalls, method};
 
 pub use builtin::Builtin;
+pub use check::{CheckError, CheckReport, check};
 pub use load_error::LoadError;
 pub use plugin_store::{PluginStore, SearchPath};
 pub use rust_abi::RustAbi;
