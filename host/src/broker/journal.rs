@@ -1,0 +1,569 @@
+//! The services of one running cycle: each call of its runner is answered from the record as far
+//! as that goes, then done, recorded and answered.
+//!
+//! Effects are serialised: a second one at the same time is told `busy`. Answers that end the
+//! attempt stick: every later call gets the same. Recorded are results, errors the cycle can go
+//! on with (`denied` and `invalid` too: a re-run under another configuration must see what the
+//! cycle saw), `now`, `random` and usage deltas; never `busy`, and never what ends the attempt.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use kairos_plugin_api::context::{HostCalls, method};
+use kairos_plugin_api::{CallError, LlmRequest, Mandate, Report, Usage, code};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::Broker;
+use super::imposed::Imposed;
+use super::llm::{LlmCall, Position};
+use super::record::{Answer, Found, Replay, SelfTold};
+use super::stop::{Patience, StopSignal};
+use super::talk::{Talk, cut};
+use crate::domain::canonical;
+use crate::store::{BeginStep, BegunStep, ClaimedCycle, CycleNote, NoteKind, Pending, SettleStep};
+
+/// Largest request of a runner, in bytes.
+const REQUEST_MAX: usize = 8 << 20;
+/// Longest name of a phase and longest key of a state, in bytes.
+const NAME_MAX: usize = 128;
+/// Largest value that a state keeps under one key, in bytes of JSON.
+const STATE_VALUE_MAX: usize = 256 << 10;
+/// Most that one cycle puts altogether, in bytes of JSON.
+const STATE_PUTS_MAX: usize = 1 << 20;
+/// Most random bytes of one call.
+const RANDOM_MAX: u64 = 1024;
+/// Longest message about progress that is kept, in characters.
+const PROGRESS_MAX: usize = 500;
+
+/// How far a cycle says it is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Progress {
+    /// For people.
+    pub message: String,
+    /// From 0 to 1 where known.
+    pub fraction: Option<f64>,
+}
+
+/// The services of one attempt of a cycle. Shared with the runner's threads.
+pub struct CycleServices {
+    pub(super) broker: Arc<Broker>,
+    pub(super) mandate: Mandate,
+    runner: String,
+    state: HashMap<String, Value>,
+    stop: Arc<StopSignal>,
+    deadline: Option<DateTime<Utc>>,
+    until: Option<Duration>,
+    live: Mutex<Live>,
+    /// True while an effect is under way.
+    turn: AtomicBool,
+    talk: Mutex<Talk>,
+}
+
+/// What changes while the cycle runs.
+pub(super) struct Live {
+    pub(super) replay: Replay,
+    pub(super) phase: Option<String>,
+    pub(super) positions: HashMap<Arc<str>, Position>,
+    ending: Option<Imposed>,
+    metered: Usage,
+    deltas: Usage,
+    puts: HashMap<String, Value>,
+    put_bytes: usize,
+    lazy: Vec<(Lazy, Pending<()>)>,
+    progress: Option<Progress>,
+}
+
+/// What was handed to the store and is durable with a later commit.
+#[derive(Clone)]
+enum Lazy {
+    Settle(SettleStep),
+    Note(CycleNote),
+}
+
+/// Holds the right to make an effect.
+struct Turn<'a>(&'a AtomicBool);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+/// An effect that is about to be begun.
+pub(super) struct Intended {
+    pub kind: crate::store::StepKind,
+    pub name: String,
+    pub params_hash: String,
+    pub intent: Value,
+    pub reserve: Usage,
+}
+
+impl CycleServices {
+    pub(super) fn new(
+        broker: Arc<Broker>,
+        claimed: ClaimedCycle,
+        stop: Arc<StopSignal>,
+        deadline: Option<DateTime<Utc>>,
+    ) -> Self {
+        // Durations are measured on the side of the clock that nobody sets.
+        let until = deadline.map(|deadline| {
+            broker.clock.monotonic() + (deadline - broker.clock.now()).to_std().unwrap_or_default()
+        });
+        let live = Live {
+            replay: Replay::new(claimed.mandate.cycle, claimed.steps),
+            phase: None,
+            positions: HashMap::new(),
+            ending: None,
+            metered: Usage::ZERO,
+            deltas: Usage::ZERO,
+            puts: HashMap::new(),
+            put_bytes: 0,
+            lazy: Vec::new(),
+            progress: None,
+        };
+        Self {
+            broker,
+            mandate: claimed.mandate,
+            runner: claimed.runner,
+            state: claimed.state,
+            stop,
+            deadline,
+            until,
+            live: Mutex::new(live),
+            turn: AtomicBool::new(false),
+            talk: Mutex::new(Talk::default()),
+        }
+    }
+
+    /// One call of the cycle's context; see [`method`]. Blocks.
+    ///
+    /// # Errors
+    /// The host's answer when there is no result.
+    pub fn call(&self, call: &str, request: &[u8]) -> Result<Vec<u8>, CallError> {
+        if request.len() > REQUEST_MAX {
+            return Err(CallError::invalid(format!("a request has at most {REQUEST_MAX} bytes")));
+        }
+        let request: Value = serde_json::from_slice(request)?;
+        let answer = match call {
+            method::PHASE => self.phase(&request)?,
+            method::STATE_GET => self.state_get(&request)?,
+            method::STATE_PUT => self.state_put(&request)?,
+            method::PROGRESS => self.show(&request)?,
+            method::LLM | method::TOOL | method::PROPOSE | method::USAGE | method::NOW | method::RANDOM => {
+                let _turn = self.turn()?;
+                self.step(call, &request)?
+            }
+            other => return Err(CallError::invalid(format!("there is no call named {other:?}"))),
+        };
+        Ok(serde_json::to_vec(&answer)?)
+    }
+
+    /// The mandate, as the runner sees it.
+    #[must_use]
+    pub fn mandate(&self) -> &Mandate {
+        &self.mandate
+    }
+
+    /// The phase that the runner named last.
+    #[must_use]
+    pub fn current_phase(&self) -> Option<String> {
+        self.live().phase.clone()
+    }
+
+    /// What the runner said last about its progress.
+    #[must_use]
+    pub fn progress(&self) -> Option<Progress> {
+        self.live().progress.clone()
+    }
+
+    /// Why the host ended this attempt; none if it did not, and the runner's own result counts.
+    #[must_use]
+    pub fn outcome(&self) -> Option<Imposed> {
+        self.live().ending.clone()
+    }
+
+    /// Usage of the calls whose results the runner saw, replayed ones included.
+    #[must_use]
+    pub fn metered(&self) -> Usage {
+        self.live().metered
+    }
+
+    /// Sum of the deltas that the runner booked, replayed ones included.
+    #[must_use]
+    pub fn deltas(&self) -> Usage {
+        self.live().deltas
+    }
+
+    /// What a report claims beyond what was metered and booked: per field, so that metered plus
+    /// the greater of the deltas and (report - metered) is what the cycle counts.
+    #[must_use]
+    pub fn claimed_beyond(&self, report: &Report) -> Usage {
+        let live = self.live();
+        report.usage().minus(live.metered).max(live.deltas).minus(live.deltas)
+    }
+
+    /// The runner's state changes, to land with the finish of a cycle that ended well.
+    #[must_use]
+    pub fn state_puts(&self) -> HashMap<String, Value> {
+        self.live().puts.clone()
+    }
+
+    /// Makes sure that what was handed to the store is in it, or will be with the finish. To be
+    /// called before the finish with `Settling::Lazily` (blocks only if something failed) and, for certainty, after it
+    /// with `Settling::Certainly`.
+    ///
+    /// # Errors
+    /// What the store did not take, even when asked again: the finish must not be relied on.
+    pub fn settle_up(&self, how: Settling) -> Result<(), crate::store::Error> {
+        let waiting = std::mem::take(&mut self.live().lazy);
+        for (lazy, pending) in waiting {
+            let result = match (how, pending.try_now()) {
+                (_, Ok(result)) => result,
+                (Settling::Certainly, Err(pending)) => pending.wait(),
+                (Settling::Lazily, Err(pending)) => {
+                    self.live().lazy.push((lazy, pending));
+                    continue;
+                }
+            };
+            // A full disk takes nothing and loses nothing: what it refused is handed in again.
+            if result.is_err() {
+                self.hand_in(&lazy).wait()?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn live(&self) -> MutexGuard<'_, Live> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn patience(&self) -> Patience<'_> {
+        Patience::new(&self.stop, &*self.broker.clock, self.until)
+    }
+
+    /// Ends the attempt. The first reason stays; gives the answer for the runner.
+    pub(super) fn end(&self, why: Imposed) -> CallError {
+        self.live().ending.get_or_insert(why).answer()
+    }
+
+    fn turn(&self) -> Result<Turn<'_>, CallError> {
+        if self.turn.swap(true, Ordering::Acquire) {
+            return Err(CallError::new(code::BUSY, "another effect of this cycle is under way"));
+        }
+        Ok(Turn(&self.turn))
+    }
+
+    fn ended(&self) -> Result<(), CallError> {
+        self.live().ending.as_ref().map_or(Ok(()), |why| Err(why.answer()))
+    }
+
+    /// A call that has a place in the record.
+    fn step(&self, call: &str, request: &Value) -> Result<Value, CallError> {
+        if call == method::USAGE && self.ended().is_err() {
+            // Usage is usage, but this attempt's record is closed: a re-run books its own.
+            return self.book(request, None);
+        }
+        self.ended()?;
+        if [method::LLM, method::TOOL, method::PROPOSE].contains(&call) {
+            self.patience().check().map_err(|why| self.end(why.into()))?;
+        }
+        let hash = canonical::hash(request);
+        let (seq, found) = {
+            let live = self.live();
+            (live.replay.next_seq(), live.replay.find(call, &hash, request))
+        };
+        match found {
+            Found::Nothing => self.fresh(call, request, hash),
+            Found::Answer(answer, usage) => {
+                self.replayed(call, request, usage);
+                answer
+            }
+            Found::Open(step) => self.resume(call, request, &step),
+            Found::Diverged(detail) => Err(self.end(Imposed::Diverged { seq, detail })),
+            Found::Review { reason, detail } => Err(self.end(Imposed::Review { seq, reason, detail })),
+        }
+    }
+
+    fn fresh(&self, call: &str, request: &Value, hash: String) -> Result<Value, CallError> {
+        match call {
+            method::LLM => self.llm(request, hash, None),
+            method::TOOL => self.tool(request, hash),
+            method::USAGE => {
+                let seq = self.live().replay.next_seq();
+                self.book(request, Some(seq))
+            }
+            method::NOW => {
+                let now = self.broker.clock.now().to_rfc3339_opts(SecondsFormat::Nanos, true);
+                self.tell(call, method::NOW, hash, Ok(json!({ "now": now })))
+            }
+            method::RANDOM => {
+                let bytes = request.get("bytes").and_then(Value::as_u64).filter(|bytes| *bytes <= RANDOM_MAX);
+                let answer = match bytes {
+                    None => Err(CallError::invalid(format!("bytes must be from 0 to {RANDOM_MAX}"))),
+                    Some(bytes) => {
+                        let mut random = vec![0; usize::try_from(bytes).unwrap_or_default()];
+                        self.broker.entropy.fill(&mut random);
+                        Ok(json!({ "hex": hex::encode(random) }))
+                    }
+                };
+                self.tell(call, method::RANDOM, hash, answer)
+            }
+            _ => {
+                let error = CallError::invalid("proposals are not served by this version of the daemon");
+                self.tell(call, method::PROPOSE, hash, Err(error))
+            }
+        }
+    }
+
+    fn replayed(&self, call: &str, request: &Value, usage: Usage) {
+        let mut live = self.live();
+        live.replay.advance();
+        if call == method::USAGE {
+            live.deltas = live.deltas.plus(Usage::deserialize(request).unwrap_or_default());
+            return;
+        }
+        live.metered = live.metered.plus(usage);
+        if call != method::LLM {
+            return;
+        }
+        let Ok(request) = LlmRequest::deserialize(request) else { return };
+        if let Ok(priced) = self.broker.providers.pick(request.provider.as_deref()) {
+            let live = &mut *live;
+            let phase = live.phase.as_deref();
+            let call = LlmCall { request: &request, phase, cycle: self.mandate.cycle };
+            priced.replayed(&call, live.positions.entry(Arc::clone(&priced.name)).or_default());
+        }
+    }
+
+    /// Records an answer that is no effect, or an effect that was refused before it began.
+    pub(super) fn tell(
+        &self,
+        call: &str,
+        name: &str,
+        params_hash: String,
+        answer: Result<Value, CallError>,
+    ) -> Result<Value, CallError> {
+        let told = SelfTold { call: call.to_owned(), params_hash, answer: Answer::of(&answer) };
+        let seq = self.live().replay.next_seq();
+        self.note(NoteKind::Answer { seq, name: name.to_owned(), value: json!(told) });
+        self.live().replay.advance();
+        answer
+    }
+
+    fn book(&self, request: &Value, seq: Option<u32>) -> Result<Value, CallError> {
+        let delta = Usage::deserialize(request)?;
+        self.note(NoteKind::Usage { delta, day: (self.broker.gate)().day, seq });
+        let mut live = self.live();
+        live.deltas = live.deltas.plus(delta);
+        if seq.is_some() {
+            live.replay.advance();
+        }
+        Ok(json!({}))
+    }
+
+    /// Commits an intent. Whatever was handed in before is in the store when this returns.
+    pub(super) fn begin(&self, effect: Intended) -> Result<String, CallError> {
+        let (seq, phase) = {
+            let live = self.live();
+            (live.replay.next_seq(), live.phase.clone())
+        };
+        let Mandate { id, cycle, attempt, .. } = &self.mandate;
+        let key = canonical::step_key(id, *cycle, seq, &effect.params_hash);
+        // What costs nothing needs no budget: paid decisions can still be carried out.
+        let gate = (!effect.reserve.is_zero()).then(|| (self.broker.gate)());
+        let step = BeginStep {
+            mandate: id.clone(),
+            cycle: *cycle,
+            attempt: *attempt,
+            seq,
+            kind: effect.kind,
+            name: effect.name,
+            phase,
+            key: key.clone(),
+            params_hash: effect.params_hash,
+            intent: effect.intent,
+            reserve: effect.reserve,
+            gate,
+            now: self.broker.clock.now(),
+        };
+        let store_failed = |error| self.end(Imposed::Store(error));
+        self.settle_up(Settling::Lazily).map_err(store_failed)?;
+        match self.broker.store.begin_step(step).wait().map_err(store_failed)? {
+            BegunStep::Begun => {}
+            BegunStep::Exhausted(block) => return Err(self.end(Imposed::Budget(block))),
+        }
+        self.settle_up(Settling::Certainly).map_err(store_failed)?;
+        Ok(key)
+    }
+
+    /// Hands in the result of the step at hand. `usage` as in [`SettleStep`].
+    pub(super) fn settle(&self, answer: &Result<Value, CallError>, usage: Option<Usage>, recovered: bool) {
+        let answer = Answer::of(answer);
+        self.hand_over(crate::store::StepState::Done, json!(answer), usage, recovered);
+        let mut live = self.live();
+        live.metered = live.metered.plus(usage.unwrap_or_default());
+        live.replay.advance();
+    }
+
+    /// Hands in what is known of a step that has no result: given up, or for a person.
+    pub(super) fn hand_over(
+        &self,
+        state: crate::store::StepState,
+        result: Value,
+        usage: Option<Usage>,
+        recovered: bool,
+    ) {
+        let seq = self.live().replay.next_seq();
+        self.send(Lazy::Settle(SettleStep {
+            mandate: self.mandate.id.clone(),
+            cycle: self.mandate.cycle,
+            seq,
+            state,
+            result,
+            usage,
+            recovered,
+            now: self.broker.clock.now(),
+        }));
+    }
+
+    fn note(&self, what: NoteKind) {
+        self.send(Lazy::Note(CycleNote {
+            mandate: self.mandate.id.clone(),
+            cycle: self.mandate.cycle,
+            attempt: self.mandate.attempt,
+            now: self.broker.clock.now(),
+            what,
+        }));
+    }
+
+    fn send(&self, lazy: Lazy) {
+        // Under the lock, so that the store sees things in the order in which they happened.
+        let mut live = self.live();
+        let pending = self.hand_in(&lazy);
+        live.lazy.push((lazy, pending));
+    }
+
+    fn hand_in(&self, lazy: &Lazy) -> Pending<()> {
+        match lazy.clone() {
+            Lazy::Settle(step) => self.broker.store.settle_step(step),
+            Lazy::Note(note) => self.broker.store.note(note),
+        }
+    }
+
+    fn phase(&self, request: &Value) -> Result<Value, CallError> {
+        self.ended()?;
+        let name: String = field(request, "name")?;
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+        if name.is_empty() || name.len() > NAME_MAX || !name.chars().all(plain) {
+            return Err(CallError::invalid("a phase's name is a short word"));
+        }
+        let known = {
+            let mut live = self.live();
+            live.phase = Some(name.clone());
+            live.replay.is_replaying()
+        };
+        // While steps are left in the record, this was noted before they were.
+        if !known {
+            self.note(NoteKind::Phase(name));
+        }
+        Ok(json!({}))
+    }
+
+    fn state_get(&self, request: &Value) -> Result<Value, CallError> {
+        self.ended()?;
+        let key: String = field(request, "key")?;
+        let live = self.live();
+        Ok(json!({ "value": live.puts.get(&key).or_else(|| self.state.get(&key)) }))
+    }
+
+    fn state_put(&self, request: &Value) -> Result<Value, CallError> {
+        self.ended()?;
+        let key: String = field(request, "key")?;
+        let value = request.get("value").cloned().unwrap_or(Value::Null);
+        let bytes = value.to_string().len();
+        let mut live = self.live();
+        if key.is_empty() || key.len() > NAME_MAX {
+            return Err(CallError::invalid(format!("a key has from 1 to {NAME_MAX} bytes")));
+        }
+        if bytes > STATE_VALUE_MAX || live.put_bytes + bytes > STATE_PUTS_MAX {
+            return Err(CallError::invalid(format!(
+                "{bytes} bytes are too many: {STATE_VALUE_MAX} under a key, {STATE_PUTS_MAX} in a cycle"
+            )));
+        }
+        live.put_bytes += bytes;
+        live.puts.insert(key, value);
+        Ok(json!({}))
+    }
+
+    fn show(&self, request: &Value) -> Result<Value, CallError> {
+        let message: String = field(request, "message")?;
+        let fraction = request.get("fraction").and_then(Value::as_f64).map(|share| share.clamp(0.0, 1.0));
+        let message = message.chars().take(PROGRESS_MAX).collect();
+        self.live().progress = Some(Progress { message, fraction });
+        Ok(json!({}))
+    }
+}
+
+impl HostCalls for CycleServices {
+    fn call(&self, method: &str, request: &[u8]) -> Result<Vec<u8>, CallError> {
+        Self::call(self, method, request)
+    }
+
+    fn should_stop(&self) -> bool {
+        self.patience().check().is_err() || self.ended().is_err()
+    }
+
+    fn deadline(&self) -> Option<DateTime<Utc>> {
+        self.deadline
+    }
+
+    fn log(&self, level: tracing::Level, target: &str, message: &str, fields: &Value) {
+        let now = self.broker.clock.monotonic();
+        let admitted = self.talk.lock().unwrap_or_else(PoisonError::into_inner).admit(now);
+        let Some(dropped) = admitted else { return };
+        let fields = fields.to_string();
+        let (target, message, fields) = (cut(target), cut(message), cut(&fields));
+        let (mandate, cycle, runner) = (&self.mandate.id, self.mandate.cycle, &self.runner);
+        macro_rules! write {
+            ($level:ident) => {
+                tracing::event!(
+                    tracing::Level::$level,
+                    mandate,
+                    cycle,
+                    runner,
+                    target,
+                    message,
+                    fields,
+                    dropped,
+                    "runner_log"
+                )
+            };
+        }
+        match level {
+            tracing::Level::ERROR => write!(ERROR),
+            tracing::Level::WARN => write!(WARN),
+            tracing::Level::INFO => write!(INFO),
+            tracing::Level::DEBUG => write!(DEBUG),
+            tracing::Level::TRACE => write!(TRACE),
+        }
+    }
+}
+
+/// How sure [`CycleServices::settle_up`] has to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settling {
+    /// Look only at what the store has answered already.
+    Lazily,
+    /// Wait for every answer.
+    Certainly,
+}
+
+fn field<T: DeserializeOwned>(request: &Value, name: &str) -> Result<T, CallError> {
+    let value = request.get(name).cloned().unwrap_or(Value::Null);
+    serde_json::from_value(value).map_err(|error| CallError::invalid(format!("{name}: {error}")))
+}

@@ -1,0 +1,68 @@
+//! What a runner writes to the log: tagged, cut to size, and rate limited, so that a talkative
+//! runner can fill neither disk nor attention.
+
+use std::time::Duration;
+
+/// Lines that may come at once.
+const BURST: f64 = 200.0;
+/// Lines a second in the long run.
+const RATE: f64 = 20.0;
+/// Longest line, in bytes.
+const LINE_MAX: usize = 8 << 10;
+
+/// Rations one cycle's log lines.
+#[derive(Debug)]
+pub(super) struct Talk {
+    left: f64,
+    at: Duration,
+    dropped: u64,
+}
+
+impl Default for Talk {
+    fn default() -> Self {
+        Self { left: BURST, at: Duration::ZERO, dropped: 0 }
+    }
+}
+
+impl Talk {
+    /// Whether a line may be written now, and how many were left out before it.
+    pub(super) fn admit(&mut self, now: Duration) -> Option<u64> {
+        let passed = now.saturating_sub(self.at).as_secs_f64();
+        self.at = now;
+        self.left = (self.left + passed * RATE).min(BURST);
+        if self.left < 1.0 {
+            self.dropped += 1;
+            return None;
+        }
+        self.left -= 1.0;
+        Some(std::mem::take(&mut self.dropped))
+    }
+}
+
+/// The start of a line that is too long.
+pub(super) fn cut(line: &str) -> &str {
+    if line.len() <= LINE_MAX {
+        return line;
+    }
+    let mut end = LINE_MAX;
+    while !line.is_char_boundary(end) {
+        end -= 1;
+    }
+    &line[..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_is_rationed_and_counted() {
+        let mut talk = Talk::default();
+        let admitted = (0..1000).filter(|_| talk.admit(Duration::ZERO).is_some()).count();
+        assert_eq!(admitted, 200);
+        assert_eq!(talk.admit(Duration::from_secs(1)), Some(800));
+        assert_eq!(talk.admit(Duration::from_secs(1)), Some(0));
+        assert_eq!(cut(&"é".repeat(5000)).len(), LINE_MAX);
+        assert_eq!(cut("short"), "short");
+    }
+}
