@@ -422,6 +422,7 @@ impl CycleServices {
         self.send(Lazy::Settle(SettleStep {
             mandate: self.mandate.id.clone(),
             cycle: self.mandate.cycle,
+            attempt: self.mandate.attempt,
             seq,
             state,
             result,
