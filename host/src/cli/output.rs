@@ -75,6 +75,12 @@ pub fn printable(text: &str) -> String {
         .collect()
 }
 
+/// RFC 3339 in UTC.
+#[must_use]
+pub fn rfc3339(at: chrono::DateTime<chrono::Utc>) -> String {
+    at.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true)
+}
+
 /// A field as a person reads it: text bare, nothing as a dash.
 #[must_use]
 pub fn cell(value: &Value) -> String {

@@ -1,0 +1,73 @@
+//! What every command shares: where the root is, how to print, how to reach the control plane.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::client::Client;
+use super::exit::Failure;
+use super::output::Style;
+use crate::config::{Env, Paths};
+use crate::sys::clock::Clock;
+
+/// The command line's surroundings.
+pub struct Context {
+    /// `--root`, as given.
+    pub root: Option<PathBuf>,
+    /// The directory it was called in.
+    pub cwd: PathBuf,
+    /// The environment.
+    pub env: Env,
+    /// How to print.
+    pub style: Style,
+    /// `--yes`: no questions.
+    pub yes: bool,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Context {
+    /// The paths of the root.
+    ///
+    /// # Errors
+    /// There is no root here.
+    pub fn paths(&self) -> Result<Paths, Failure> {
+        Paths::discover(self.root.as_deref(), &self.env, &self.cwd).ok_or_else(|| {
+            Failure::usage("no `.kairos` directory here or above")
+                .remedy("run `kairos init` here, or name a root with `--root DIR`")
+        })
+    }
+
+    /// The control plane: the daemon's when one runs, else a local one over the store.
+    ///
+    /// # Errors
+    /// The store cannot be opened, or another command holds the root for too long.
+    pub async fn client(&self) -> anyhow::Result<Client> {
+        super::connect::any(self).await
+    }
+
+    /// The daemon's control plane.
+    ///
+    /// # Errors
+    /// No daemon runs: exit 7.
+    pub async fn daemon(&self) -> anyhow::Result<Client> {
+        super::connect::daemon(self).await?.ok_or_else(|| Failure::daemon_down().into())
+    }
+
+    /// Asks a person on a terminal; without one, or with `--json`, the answer is no.
+    ///
+    /// # Errors
+    /// The terminal cannot be read.
+    pub fn confirm(&self, question: &str) -> anyhow::Result<bool> {
+        use std::io::{IsTerminal, Write};
+        if self.yes {
+            return Ok(true);
+        }
+        if self.style.json || !std::io::stdin().is_terminal() {
+            return Ok(false);
+        }
+        write!(std::io::stderr(), "{question} [y/N] ")?;
+        let mut answer = String::new();
+        std::io::stdin().read_line(&mut answer)?;
+        Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+    }
+}
