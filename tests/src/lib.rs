@@ -1,1 +1,332 @@
-//! Placeholder.
+//! The black-box harness: real roots, real daemons, real plugins, on this machine only.
+//!
+//! Nothing here sleeps for luck: a daemon says over the service manager's socket when it is
+//! ready, and everything else is waited for on an event with a deadline.
+
+#![allow(clippy::disallowed_methods, reason = "a test harness reads the real clock and writes plain files")]
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Longer than anything a test waits for takes on a loaded machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Where cargo put what it built: `target/debug` or the like.
+#[must_use]
+pub fn target_dir() -> PathBuf {
+    let exe = std::env::current_exe().expect("a running test has a path");
+    let deps = exe.parent().expect("a program lies in a directory");
+    deps.parent().expect("`deps` lies in the profile's directory").to_owned()
+}
+
+/// The program under test.
+#[must_use]
+pub fn kairos() -> PathBuf {
+    let path = target_dir().join("kairos");
+    assert!(path.is_file(), "{} is missing: run `cargo build` or test the whole workspace", path.display());
+    path
+}
+
+/// A plugin that was built along with the tests, by the name of its library.
+#[must_use]
+pub fn plugin(library: &str) -> PathBuf {
+    let path = target_dir().join("deps").join(format!("lib{library}.so"));
+    assert!(path.is_file(), "{} is missing: test the whole workspace", path.display());
+    path
+}
+
+/// A root of its own, removed at the end.
+pub struct Root {
+    dir: TempDir,
+}
+
+impl Default for Root {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Root {
+    /// A root with the stub as default runner and no schedule.
+    #[must_use]
+    pub fn new() -> Self {
+        let root = Self { dir: tempfile::tempdir().expect("a temporary directory can be made") };
+        fs::create_dir_all(root.path().join(".kairos/config")).expect("it is ours");
+        root.daemon_yml("")
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A file below `.kairos`.
+    #[must_use]
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path().join(".kairos").join(name)
+    }
+
+    /// Writes daemon.yml: the stub in process as `stub`, the default, and `more`.
+    #[must_use]
+    pub fn daemon_yml(self, more: &str) -> Self {
+        let stub = plugin("stub");
+        let text = format!(
+            "default_runner: stub\nrunners:\n  stub: {{plugin: {:?}, isolation: in_process}}\n{more}\n",
+            stub.display().to_string()
+        );
+        self.write("config/daemon.yml", &text);
+        self
+    }
+
+    /// Writes schedules.yml.
+    #[must_use]
+    pub fn schedules_yml(self, text: &str) -> Self {
+        self.write("config/schedules.yml", text);
+        self
+    }
+
+    /// Writes a file below `.kairos`.
+    pub fn write(&self, name: &str, text: &str) {
+        let path = self.file(name);
+        fs::create_dir_all(path.parent().expect("it has one")).expect("it is ours");
+        fs::write(path, text).expect("it is ours");
+    }
+
+    /// Runs a command on this root to its end.
+    #[must_use]
+    pub fn cli(&self, args: &[&str]) -> Ran {
+        let output = Command::new(kairos())
+            .args(args)
+            .arg("--root")
+            .arg(self.path())
+            .stdin(Stdio::null())
+            .output()
+            .expect("the program can be started");
+        Ran::from(output)
+    }
+
+    /// Runs a command with `--json` and parses what it prints. The command must succeed.
+    ///
+    /// # Panics
+    /// It failed or printed something else.
+    #[must_use]
+    pub fn json(&self, args: &[&str]) -> Value {
+        let ran = self.cli(&[args, &["--json"]].concat());
+        assert_eq!(ran.code, 0, "{args:?}: {}", ran.stderr);
+        serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{args:?}: {error}: {}", ran.stdout))
+    }
+
+    /// Starts a daemon and waits until it is ready.
+    ///
+    /// # Errors
+    /// It ended, or was not ready in time; its stderr is in the error.
+    pub fn start(&self) -> Result<Daemon> {
+        let mut daemon = self.spawn(&[])?;
+        daemon.wait_ready()?;
+        Ok(daemon)
+    }
+
+    /// Starts a daemon and does not wait.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn spawn(&self, args: &[&str]) -> Result<Daemon> {
+        let notify = self.dir.path().join(format!("notify-{}.sock", fastrand()));
+        let socket = UnixDatagram::bind(&notify)?;
+        let stderr = self.dir.path().join(format!("stderr-{}.txt", fastrand()));
+        let child = Command::new(kairos())
+            .arg("run")
+            .args(args)
+            .arg("--root")
+            .arg(self.path())
+            .env("NOTIFY_SOCKET", &notify)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(&stderr)?)
+            .spawn()?;
+        Ok(Daemon { child, notify: socket, stderr })
+    }
+
+    /// Waits until `look` gives something, looking again whenever the root's heartbeat, store or
+    /// log changes; the deadline is [`PATIENCE`].
+    ///
+    /// # Errors
+    /// The time is over.
+    pub fn wait_for<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> Result<T> {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        use rustix::fs::inotify;
+        let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+        for dir in ["run", "state", "wal", "logs"] {
+            let dir = self.file(dir);
+            fs::create_dir_all(&dir)?;
+            let flags = inotify::WatchFlags::MODIFY
+                | inotify::WatchFlags::MOVED_TO
+                | inotify::WatchFlags::CREATE
+                | inotify::WatchFlags::DELETE;
+            inotify::add_watch(&watch, &dir, flags)?;
+        }
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(found) = look() {
+                return Ok(found);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            ensure!(!left.is_zero(), "waited {PATIENCE:?} for {what}");
+            // Half a second bounds what the files do not show, the death of a process for example.
+            let wait = Timespec::try_from(left.min(Duration::from_millis(500)))?;
+            let mut ready = [PollFd::new(&watch, PollFlags::IN)];
+            if poll(&mut ready, Some(&wait))? > 0 {
+                let mut bytes = [0_u8; 16384];
+                // Only to empty the queue; which file it was does not matter.
+                let _ = rustix::io::read(&watch, &mut bytes);
+            }
+        }
+    }
+
+    /// Waits until a mandate is in one of the states.
+    ///
+    /// # Errors
+    /// The time is over.
+    pub fn wait_state(&self, id: &str, states: &[&str]) -> Result<Value> {
+        self.wait_for(&format!("{id} in {states:?}"), || {
+            let shown = self.cli(&["mandate", "show", id, "--json"]);
+            let value: Value = serde_json::from_str(&shown.stdout).ok()?;
+            states.contains(&value["state"].as_str()?).then_some(value)
+        })
+    }
+}
+
+fn fastrand() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::collections::hash_map::RandomState::new().build_hasher().finish()
+}
+
+/// A command that has ended.
+#[derive(Clone, Debug)]
+pub struct Ran {
+    /// Exit code; -1 when a signal ended it.
+    pub code: i32,
+    /// Data.
+    pub stdout: String,
+    /// Talk.
+    pub stderr: String,
+}
+
+impl From<Output> for Ran {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+/// A running daemon; killed when dropped.
+pub struct Daemon {
+    child: Child,
+    notify: UnixDatagram,
+    stderr: PathBuf,
+}
+
+impl Daemon {
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// Waits until it says that it is ready.
+    ///
+    /// # Errors
+    /// It ended first, or the time is over.
+    pub fn wait_ready(&mut self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut bytes = [0_u8; 4096];
+        self.notify.set_read_timeout(Some(Duration::from_millis(100)))?;
+        loop {
+            match self.notify.recv(&mut bytes) {
+                Ok(n) if String::from_utf8_lossy(&bytes[..n]).lines().any(|line| line == "READY=1") => {
+                    return Ok(());
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error.into()),
+            }
+            if let Some(status) = self.child.try_wait()? {
+                bail!("the daemon ended with {status} before it was ready: {}", self.stderr());
+            }
+            ensure!(Instant::now() < deadline, "the daemon was not ready in time: {}", self.stderr());
+        }
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill_process(self.pid(), signal)?)
+    }
+
+    /// Waits until it has ended.
+    ///
+    /// # Errors
+    /// The time is over.
+    pub fn wait(&mut self) -> Result<ExitStatus> {
+        // The child's end is an event of its pidfd.
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        use rustix::process::{PidfdFlags, pidfd_open};
+        let pidfd = pidfd_open(self.pid(), PidfdFlags::empty())?;
+        let wait = Timespec::try_from(PATIENCE)?;
+        poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&wait))?;
+        self.child.try_wait()?.with_context(|| format!("the daemon did not end: {}", self.stderr()))
+    }
+
+    /// Asks it to end and waits: its exit code.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn stop(&mut self) -> Result<i32> {
+        self.signal(Signal::TERM)?;
+        Ok(self.wait()?.code().unwrap_or(-1))
+    }
+
+    /// Ends it as a power cut would end a process.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// What it said so far.
+    #[must_use]
+    pub fn stderr(&self) -> String {
+        let mut text = String::new();
+        if let Ok(mut file) = fs::File::open(&self.stderr) {
+            // Whatever can be read helps.
+            let _ = file.read_to_string(&mut text);
+        }
+        text
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // Already gone is fine.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
