@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::client::Client;
-use super::context::Context;
+use super::Context;
 use super::exit::{Failure, code};
 use super::local;
 use crate::sys::files;

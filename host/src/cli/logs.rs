@@ -10,7 +10,7 @@ use clap::Args;
 use rustix::fs::inotify;
 use serde_json::Value;
 
-use super::context::Context;
+use super::Context;
 use super::exit::Failure;
 use super::output::{cell, line, printable};
 use crate::telemetry::LOG_NAME;

@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::client::segment;
-use super::context::Context;
+use super::Context;
 use super::exit::{Failure, code};
 use super::mandate::time;
 use super::output::{cell, emit, printable, say, table};

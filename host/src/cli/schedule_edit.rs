@@ -4,7 +4,7 @@
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::context::Context;
+use super::Context;
 use super::exit::{Failure, code};
 use super::mandate::params;
 use super::output::{emit, printable, rfc3339, say};

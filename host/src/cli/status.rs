@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::client::segment;
-use super::context::Context;
+use super::Context;
 use super::exit::{Failure, code};
 use super::mandate::time;
 use super::output::{cell, emit, printable, rows, say, table};
