@@ -9,10 +9,12 @@
 
 mod pending;
 mod sink;
+mod sqlite;
 mod types;
 
 pub use pending::{Pending, Promise};
 pub use sink::{CommitSink, Committed, WalHead};
+pub use sqlite::{OpenOptions, SqliteStore};
 pub use types::*;
 
 use chrono::{DateTime, Utc};

@@ -1,9 +1,12 @@
 //! Mandates made by hand, by a trigger or by a backfill.
 
+use chrono::{DateTime, Utc};
+
 use super::fail::{Res, conflict};
 use super::fire::free_id;
 use super::queue::{self, Candidate, Placed};
 use super::row::micros;
+use super::schedules;
 use super::txn::Txn;
 use crate::store::{Added, Error, NewMandate, Origin};
 
@@ -55,10 +58,40 @@ pub fn add(txn: &mut Txn<'_>, new: &NewMandate) -> Res<Added> {
     };
     let mut cancel = Vec::new();
     match queue::enqueue(txn, &candidate, &mut cancel)? {
-        Placed::Made(_) => Ok(Added { id, created: true, cancel }),
+        Placed::Made(n) => {
+            if let (Origin::Backfill, Some(schedule), Some(nominal)) = (new.origin, &new.schedule, new.nominal) {
+                fill_outcome(txn, schedule, nominal, n, new.now)?;
+            }
+            Ok(Added { id, created: true, cancel })
+        }
         Placed::Dropped("queue_full") => conflict("the queue of its scope or schedule is full"),
         Placed::Dropped(reason) => {
             conflict(format!("its overlap policy does not allow it now ({reason}): another one runs or waits"))
         }
     }
+}
+
+/// An occurrence without an outcome has one now. One that was missed stays missed: that is what
+/// happened at its time.
+fn fill_outcome(
+    txn: &Txn<'_>,
+    schedule: &str,
+    nominal: DateTime<Utc>,
+    mandate: i64,
+    now: DateTime<Utc>,
+) -> Res<()> {
+    let Some(known) = schedules::find(txn.conn, schedule)? else { return Ok(()) };
+    let last = txn.first(
+        "SELECT last FROM occurrence WHERE schedule=?1 AND first<=?2 ORDER BY first DESC LIMIT 1",
+        (known.n, micros(nominal)),
+        |row| row.get::<_, i64>(0),
+    )?;
+    if last.is_none_or(|last| last < micros(nominal)) {
+        txn.exec(
+            "INSERT INTO occurrence(schedule, first, last, count, outcome, mandate, decided) \
+             VALUES(?1, ?2, ?2, 1, 'fired', ?3, ?4)",
+            (known.n, micros(nominal), mandate, micros(now)),
+        )?;
+    }
+    Ok(())
 }

@@ -247,8 +247,7 @@ fn hand_over(txn: &Txn<'_>, mandate: Mandate, generation: String, owner: &str) -
 }
 
 fn recorded(txn: &Txn<'_>, mandate: &Mandate) -> Res<Vec<crate::store::StepRow>> {
-    let sql = "SELECT cycle, seq, kind, name, phase, state, key, params_hash, intent, result, started, ended \
-               FROM step WHERE mandate=?1 AND cycle=?2 AND epoch=?3 ORDER BY seq";
+    let sql = row::select_steps!("AND cycle=?2 AND epoch=?3 ORDER BY seq");
     txn.all(sql, (mandate.n, mandate.cycle, mandate.epoch), row::step)
 }
 

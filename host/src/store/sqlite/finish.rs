@@ -4,7 +4,7 @@
 use serde_json::json;
 
 use super::fail::{Res, conflict};
-use super::ledger::{self, Account, Kind, Standing};
+use super::ledger::{self, Account, Kind};
 use super::row::{Mandate, Record, micros};
 use super::schedules;
 use super::txn::{About, Txn};
@@ -24,7 +24,7 @@ pub fn finish(txn: &mut Txn<'_>, request: &FinishRequest) -> Res<Finished> {
         seq: None,
         day: &request.day,
     };
-    ledger::book(txn, account, Kind::Claim, Standing::Settled, request.claimed, request.now)?;
+    ledger::book_some(txn, account, Kind::Claim, request.claimed, request.now)?;
 
     let end = end_of(&mandate, request.end);
     let after = after_cycle(end, mandate.cycle, mandate.bounds.max_cycles, mandate.errors);

@@ -42,8 +42,8 @@ fn evaluate(
     let known = schedules::find(txn.conn, name)?;
     let Some(mut known) = known.filter(|known| {
         let same = micros(known.state.cursor) == micros(evaluation.expect_cursor);
-        // A pause that came in between wins over the fires that did not know of it.
-        same && (known.state.pause.is_none() || evaluation.fires.is_empty())
+        // A pause that came in between wins over an evaluation that did not know of it.
+        same && known.state.pause.is_none()
     }) else {
         outcome.stale.push(name.to_owned());
         return Ok(());
@@ -53,6 +53,9 @@ fn evaluate(
     for fire in &evaluation.fires {
         while let Some(run) = missed.next_if(|run| run.from < fire.nominal) {
             schedules::missed(txn, &known, std::slice::from_ref(run), now)?;
+        }
+        if settled(txn, &known, fire.nominal)? {
+            continue;
         }
         let dropped = if known.state.skip.contains(&fire.nominal) {
             Some("paused")
@@ -73,6 +76,17 @@ fn evaluate(
     known.state.cursor = evaluation.cursor;
     known.state.skip.retain(|at| *at > evaluation.cursor);
     schedules::save(txn, &known)
+}
+
+/// True when the occurrence has its outcome already: it fired before the clock was set back, or a
+/// backfill ran ahead.
+fn settled(txn: &Txn<'_>, known: &Known, nominal: DateTime<Utc>) -> Res<bool> {
+    let found = txn.first(
+        "SELECT 1 FROM occurrence WHERE schedule=?1 AND first=?2",
+        (known.n, micros(nominal)),
+        |_| Ok(()),
+    )?;
+    Ok(found.is_some())
 }
 
 /// Fires one occurrence; gives the reason if its overlap policy drops it.
@@ -119,8 +133,7 @@ fn one(
     Ok(None)
 }
 
-/// The id of an occurrence's mandate with the first ordinal that is free. Only a backfill that ran
-/// ahead of the clock makes a fire take another than the first.
+/// The id of an occurrence's mandate with the first ordinal that is free.
 pub fn free_id(txn: &Txn<'_>, nominal: DateTime<Utc>, schedule: &str) -> Res<String> {
     let mut ordinal = 0;
     loop {

@@ -10,6 +10,7 @@ use rusqlite::Connection;
 use super::fail::Res;
 use super::row::{micros, number, usage as usage_columns};
 use super::txn::{Txn, all, first};
+use crate::domain::budget;
 use crate::store::{BudgetBlock, BudgetGate, DayTotals};
 
 /// Largest amount one row holds. A runner may claim any number; the sums must stay exact.
@@ -108,7 +109,15 @@ fn capped(usage: Usage) -> Usage {
     }
 }
 
-/// Books an amount and gives the row's number. Nothing is written for nothing.
+/// Books settled usage that no step stands for. Nothing is written for nothing.
+pub fn book_some(txn: &Txn<'_>, account: Account<'_>, kind: Kind, amount: Usage, at: DateTime<Utc>) -> Res<()> {
+    if amount.is_zero() {
+        return Ok(());
+    }
+    book(txn, account, kind, Standing::Settled, amount, at).map(|_| ())
+}
+
+/// Books an amount and gives the row's number.
 pub fn book(
     txn: &Txn<'_>,
     account: Account<'_>,
@@ -116,10 +125,7 @@ pub fn book(
     standing: Standing,
     amount: Usage,
     at: DateTime<Utc>,
-) -> Res<Option<i64>> {
-    if amount.is_zero() {
-        return Ok(None);
-    }
+) -> Res<i64> {
     let amount = capped(amount);
     let mut totals = day(txn.conn, account.day)?;
     match standing {
@@ -146,7 +152,7 @@ pub fn book(
             micros(at),
         ),
     )?;
-    Ok(Some(txn.conn.last_insert_rowid()))
+    Ok(txn.conn.last_insert_rowid())
 }
 
 /// Turns a reservation, or a figure nobody knew, into what it really was; `None` leaves the amount
@@ -231,53 +237,14 @@ pub fn unmetered(conn: &Connection, mandate: i64, cycle: u32, from_attempt: u32)
     Ok(days)
 }
 
-/// Why nothing may start on that day, if so: a limit is reached by what is spent and reserved.
+/// Why nothing may start on that day, if so.
 pub fn blocked(conn: &Connection, gate: Option<&BudgetGate>) -> Res<Option<BudgetBlock>> {
     let Some(gate) = gate else { return Ok(None) };
-    let totals = day(conn, &gate.day)?;
-    Ok(dimensions(gate, totals, Usage::ZERO)
-        .into_iter()
-        .flatten()
-        .find(|dimension| dimension.used >= dimension.limit)
-        .map(|dimension| dimension.block(&totals)))
+    Ok(budget::exceeded(&gate.limits, &day(conn, &gate.day)?))
 }
 
-/// Why a reservation does not fit, if so. What it does not ask for cannot refuse it.
+/// Why a reservation does not fit, if so.
 pub fn refused(conn: &Connection, gate: Option<&BudgetGate>, ask: Usage) -> Res<Option<BudgetBlock>> {
     let Some(gate) = gate else { return Ok(None) };
-    let totals = day(conn, &gate.day)?;
-    Ok(dimensions(gate, totals, ask)
-        .into_iter()
-        .flatten()
-        .find(|dimension| dimension.ask > 0 && dimension.used.saturating_add(dimension.ask) > dimension.limit)
-        .map(|dimension| dimension.block(&totals)))
-}
-
-struct Dimension {
-    kind: &'static str,
-    limit: u64,
-    used: u64,
-    ask: u64,
-}
-
-impl Dimension {
-    fn block(self, totals: &DayTotals) -> BudgetBlock {
-        BudgetBlock {
-            limit_kind: self.kind,
-            limit: self.limit,
-            used: self.used,
-            calls: totals.spent.llm_calls,
-        }
-    }
-}
-
-fn dimensions(gate: &BudgetGate, totals: DayTotals, ask: Usage) -> [Option<Dimension>; 3] {
-    let used = totals.spent.plus(totals.reserved);
-    let tokens = |usage: Usage| usage.input_tokens.saturating_add(usage.output_tokens);
-    [
-        ("calls", gate.limits.calls, used.llm_calls, ask.llm_calls),
-        ("tokens", gate.limits.tokens, tokens(used), tokens(ask)),
-        ("usd", gate.limits.nano_usd, used.cost_nano_usd, ask.cost_nano_usd),
-    ]
-    .map(|(kind, limit, used, ask)| limit.map(|limit| Dimension { kind, limit, used, ask }))
+    Ok(budget::refused(&gate.limits, &day(conn, &gate.day)?, ask))
 }

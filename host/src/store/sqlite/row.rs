@@ -12,7 +12,7 @@ use super::fail::{Fail, Res};
 use super::txn::first;
 use crate::domain::mandate::MandateState;
 use crate::domain::schedule::MandateBounds;
-use crate::store::{Error, MandateRow, Origin, StepKind, StepRow, StepState};
+use crate::store::{Error, MandateRow, Origin, StepKind, StepRow};
 
 /// Microseconds since 1970; what is finer is cut off.
 #[must_use]
@@ -92,19 +92,8 @@ impl StepKind {
     }
 }
 
-impl StepState {
-    /// The word in the store.
-    pub(super) fn word(self) -> &'static str {
-        match self {
-            Self::Executing => "executing",
-            Self::Done => "done",
-            Self::NeedsReview => "needs_review",
-        }
-    }
-}
-
 /// Columns of [`Mandate`], in its order.
-pub const MANDATE: &str = "n, id, origin, schedule, nominal, goal, runner, scope, okey, beside, bounds, state, \
+pub const MANDATE: &str = "n, id, origin, schedule, nominal, goal, runner, scope, bounds, state, \
      reason, created, ended, not_before, place, cycle, attempt, epoch, record, generation, phases, noted, \
      as_of, errors, deaths, stop, seq, crc, request, parked";
 
@@ -127,10 +116,6 @@ pub struct Mandate {
     pub runner: String,
     /// Scope.
     pub scope: Option<String>,
-    /// Overlap key.
-    pub okey: Option<String>,
-    /// Mandates of its own schedule do not hold it back.
-    pub beside: bool,
     /// Bounds.
     pub bounds: MandateBounds,
     /// Where it stands.
@@ -219,30 +204,28 @@ impl Mandate {
             goal: row.get(5)?,
             runner: row.get(6)?,
             scope: row.get(7)?,
-            okey: row.get(8)?,
-            beside: row.get(9)?,
-            bounds: json(row, 10)?,
-            state: word(row, 11)?,
-            reason: row.get(12)?,
-            created: time(row, 13)?,
-            ended: maybe_time(row, 14)?,
-            not_before: maybe_time(row, 15)?,
-            place: row.get(16)?,
-            cycle: row.get(17)?,
-            attempt: row.get(18)?,
-            epoch: row.get(19)?,
-            record: Record::read(row, 20)?,
-            generation: row.get(21)?,
-            phases: row.get(22)?,
-            noted: maybe_json(row, 23)?.unwrap_or_default(),
-            as_of: row.get(24)?,
-            errors: row.get(25)?,
-            deaths: row.get(26)?,
-            stop: row.get(27)?,
-            seq: number(row, 28)?,
-            crc: row.get(29)?,
-            request: row.get(30)?,
-            parked: row.get(31)?,
+            bounds: json(row, 8)?,
+            state: word(row, 9)?,
+            reason: row.get(10)?,
+            created: time(row, 11)?,
+            ended: maybe_time(row, 12)?,
+            not_before: maybe_time(row, 13)?,
+            place: row.get(14)?,
+            cycle: row.get(15)?,
+            attempt: row.get(16)?,
+            epoch: row.get(17)?,
+            record: Record::read(row, 18)?,
+            generation: row.get(19)?,
+            phases: row.get(20)?,
+            noted: maybe_json(row, 21)?.unwrap_or_default(),
+            as_of: row.get(22)?,
+            errors: row.get(23)?,
+            deaths: row.get(24)?,
+            stop: row.get(25)?,
+            seq: number(row, 26)?,
+            crc: row.get(27)?,
+            request: row.get(28)?,
+            parked: row.get(29)?,
         })
     }
 
@@ -340,11 +323,19 @@ fn const_format(by: SelectBy) -> &'static str {
     }
 }
 
-/// Columns of a step, in the order of [`step`].
-pub const STEP: &str =
-    "cycle, seq, kind, name, phase, state, key, params_hash, intent, result, started, ended";
+/// Selects steps as [`step`] reads them; the clauses that follow differ.
+macro_rules! select_steps {
+    ($clauses:literal) => {
+        concat!(
+            "SELECT cycle, seq, kind, name, phase, state, key, params_hash, intent, result, started, ended ",
+            "FROM step WHERE mandate=?1 ",
+            $clauses
+        )
+    };
+}
+pub(super) use select_steps;
 
-/// From a row of the columns [`STEP`].
+/// From a row of [`select_steps`].
 pub fn step(row: &Row<'_>) -> rusqlite::Result<StepRow> {
     Ok(StepRow {
         cycle: row.get(0)?,

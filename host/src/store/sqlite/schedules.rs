@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::fail::{Fail, Res};
 use super::row::{Mandate, maybe_json, maybe_time, micros, time};
-use super::txn::{About, Txn, first};
+use super::txn::{About, Txn, all, first};
 use crate::domain::mandate::MandateState;
 use crate::store::{Adopt, Error, MissedRun, Origin, Pause, PauseSchedule, ResumeSchedule, ScheduleState};
 
@@ -87,20 +87,56 @@ pub fn save(txn: &Txn<'_>, known: &Known) -> Res<()> {
     Ok(())
 }
 
+/// Largest cursor that a schedule was ever taken back from, in `meta`.
+const TAKEN_BACK: &str = "cursor_taken_back_from";
+
 /// Registers schedules, see [`crate::store::Store::adopt`].
-pub fn adopt(txn: &mut Txn<'_>, schedules: &[Adopt], now: Option<DateTime<Utc>>) -> Res<()> {
+pub fn adopt(txn: &mut Txn<'_>, schedules: &[Adopt]) -> Res<()> {
     for adopt in schedules {
+        let former = find(txn.conn, &adopt.name)?;
         txn.exec(
             "INSERT INTO schedule(name, rule, cursor) VALUES(?1, ?2, ?3) \
              ON CONFLICT(name) DO UPDATE SET rule=?2, cursor=?3",
             (&adopt.name, &adopt.rule, micros(adopt.cursor)),
         )?;
+        if let Some(former) = former.filter(|former| micros(adopt.cursor) < micros(former.state.cursor)) {
+            take_back(txn, &former, adopt.cursor)?;
+        }
         if !adopt.missed.is_empty() {
             let known = load(txn.conn, &adopt.name)?;
-            missed(txn, &known, &adopt.missed, now.unwrap_or(adopt.cursor))?;
+            missed(txn, &known, &adopt.missed, adopt.cursor)?;
         }
     }
     Ok(())
+}
+
+/// The clock was set back: outcomes after the new cursor are open again, except those that fired.
+fn take_back(txn: &Txn<'_>, former: &Known, cursor: DateTime<Utc>) -> Res<()> {
+    txn.exec(
+        "DELETE FROM occurrence WHERE schedule=?1 AND last>?2 AND outcome='missed'",
+        (former.n, micros(cursor)),
+    )?;
+    txn.exec(
+        "INSERT INTO meta(key, value) VALUES(?1, ?2) \
+         ON CONFLICT(key) DO UPDATE SET value=max(value, excluded.value)",
+        (TAKEN_BACK, micros(former.state.cursor)),
+    )?;
+    Ok(())
+}
+
+/// See [`crate::store::Store::settled_ahead`].
+pub fn settled_ahead(conn: &Connection, now: DateTime<Utc>) -> Res<Vec<(String, DateTime<Utc>)>> {
+    let highest = first(conn, "SELECT value FROM meta WHERE key=?1", [TAKEN_BACK], |row| row.get::<_, i64>(0))?;
+    if highest.is_none_or(|highest| highest < micros(now)) {
+        return Ok(Vec::new());
+    }
+    all(
+        conn,
+        "SELECT name, first FROM schedule JOIN occurrence ON occurrence.schedule=schedule.n AND first>cursor \
+         WHERE outcome='fired' ORDER BY name, first",
+        [],
+        |row| Ok((row.get(0)?, time(row, 1)?)),
+    )
 }
 
 /// Records runs of occurrences that did not fire. A run that goes on where the last one ended
@@ -108,8 +144,9 @@ pub fn adopt(txn: &mut Txn<'_>, schedules: &[Adopt], now: Option<DateTime<Utc>>)
 pub fn missed(txn: &mut Txn<'_>, known: &Known, runs: &[MissedRun], decided: DateTime<Utc>) -> Res<()> {
     for run in runs {
         let last = txn.first(
-            "SELECT first, outcome, reason, last FROM occurrence WHERE schedule=?1 ORDER BY first DESC LIMIT 1",
-            [known.n],
+            "SELECT first, outcome, reason, last FROM occurrence WHERE schedule=?1 AND first<=?2 \
+             ORDER BY first DESC LIMIT 1",
+            (known.n, micros(run.from)),
             |row| {
                 let same = row.get_ref(1)?.as_str()? == "missed"
                     && row.get_ref(2)?.as_str_or_null()? == Some(run.reason);
@@ -117,6 +154,8 @@ pub fn missed(txn: &mut Txn<'_>, known: &Known, runs: &[MissedRun], decided: Dat
             },
         )?;
         match last {
+            // It has its outcome.
+            Some((_, _, end)) if end >= micros(run.to) => continue,
             Some((start, true, end)) if end < micros(run.from) => {
                 txn.exec(
                     "UPDATE occurrence SET last=?3, count=count+?4, decided=?5 WHERE schedule=?1 AND first=?2",
@@ -126,7 +165,7 @@ pub fn missed(txn: &mut Txn<'_>, known: &Known, runs: &[MissedRun], decided: Dat
             _ => {
                 txn.exec(
                     "INSERT INTO occurrence(schedule, first, last, count, outcome, reason, decided) \
-                     VALUES(?1, ?2, ?3, ?4, 'missed', ?5, ?6)",
+                     VALUES(?1, ?2, ?3, ?4, 'missed', ?5, ?6) ON CONFLICT DO NOTHING",
                     (known.n, micros(run.from), micros(run.to), count(run.count), run.reason, micros(decided)),
                 )?;
             }

@@ -170,7 +170,7 @@ fn copy(conn: &Connection, to: &Path) -> Res<()> {
     let mut part = to.as_os_str().to_owned();
     part.push(".part");
     let part = PathBuf::from(part);
-    conn.backup(MAIN_DB, &part, None)?;
+    conn.backup(MAIN_DB, &part, None::<fn(rusqlite::backup::Progress)>)?;
     let synced = std::fs::File::open(&part)
         .and_then(|file| file.sync_all())
         .and_then(|()| std::fs::rename(&part, to))

@@ -1,6 +1,7 @@
 //! The steps of a running cycle: intent and reservation before an effect, result and real usage
 //! after it, and what is recorded without a commit of its own.
 
+use chrono::{DateTime, Utc};
 use kairos_plugin_api::Usage;
 use serde_json::{Value, json};
 
@@ -14,7 +15,7 @@ use crate::domain::canonical;
 use crate::domain::mandate::MandateState;
 use crate::domain::record::Transition;
 use crate::store::{
-    BeginStep, BegunStep, CycleNote, Error, NoteKind, SettleStep, StepKind, StepState,
+    BeginStep, BegunStep, BudgetGate, CycleNote, Error, NoteKind, SettleStep, StepKind, StepState,
 };
 
 struct Recorded {
@@ -24,12 +25,14 @@ struct Recorded {
     key: String,
     intent: Value,
     usage: Option<i64>,
+    attempt: u32,
 }
 
-fn find(txn: &Txn<'_>, mandate: &Mandate, seq: u32) -> Res<Option<Recorded>> {
+fn find(txn: &Txn<'_>, mandate: i64, cycle: u32, epoch: u32, seq: u32) -> Res<Option<Recorded>> {
     txn.first(
-        "SELECT n, state, kind, key, intent, usage FROM step WHERE mandate=?1 AND cycle=?2 AND epoch=?3 AND seq=?4",
-        (mandate.n, mandate.cycle, mandate.epoch, seq),
+        "SELECT n, state, kind, key, intent, usage, attempt FROM step \
+         WHERE mandate=?1 AND cycle=?2 AND epoch=?3 AND seq=?4",
+        (mandate, cycle, epoch, seq),
         |row| {
             Ok(Recorded {
                 n: row.get(0)?,
@@ -38,6 +41,7 @@ fn find(txn: &Txn<'_>, mandate: &Mandate, seq: u32) -> Res<Option<Recorded>> {
                 key: row.get(3)?,
                 intent: super::row::json(row, 4)?,
                 usage: row.get(5)?,
+                attempt: row.get(6)?,
             })
         },
     )
@@ -46,7 +50,7 @@ fn find(txn: &Txn<'_>, mandate: &Mandate, seq: u32) -> Res<Option<Recorded>> {
 /// Commits an intent, see [`crate::store::Store::begin_step`].
 pub fn begin(txn: &mut Txn<'_>, step: &BeginStep) -> Res<BegunStep> {
     let mut mandate = recording(txn, &step.mandate, step.cycle, step.attempt)?;
-    let known = find(txn, &mandate, step.seq)?;
+    let known = find(txn, mandate.n, mandate.cycle, mandate.epoch, step.seq)?;
     match &known {
         Some(known) if known.state != StepState::Executing => {
             return conflict(format!("step {} of {} has its result already", step.seq, step.mandate));
@@ -110,18 +114,24 @@ fn recording(txn: &Txn<'_>, id: &str, cycle: u32, attempt: u32) -> Res<Mandate> 
 }
 
 fn reserve(txn: &Txn<'_>, mandate: &Mandate, step: &BeginStep) -> Res<Option<i64>> {
-    let Some(gate) = &step.gate else {
-        // Without a budget there is no day to reserve on; the settlement books nothing either.
+    // A call that reserves nothing can still turn out to cost something.
+    if step.reserve.is_zero() && step.kind != StepKind::Llm {
         return Ok(None);
-    };
+    }
+    let day = day_of(step.gate.as_ref(), step.now);
     let account = Account {
         mandate: mandate.n,
         cycle: step.cycle,
         attempt: step.attempt,
         seq: Some(step.seq),
-        day: &gate.day,
+        day: &day,
     };
-    ledger::book(txn, account, Kind::Call, Standing::Reserved, step.reserve, step.now)
+    ledger::book(txn, account, Kind::Call, Standing::Reserved, step.reserve, step.now).map(Some)
+}
+
+/// Where no budget is kept the ledger still counts, by days in UTC.
+fn day_of(gate: Option<&BudgetGate>, now: DateTime<Utc>) -> String {
+    gate.map_or_else(|| now.format("%Y-%m-%d").to_string(), |gate| gate.day.clone())
 }
 
 fn give_up_one(txn: &Txn<'_>, row: i64) -> Res<()> {
@@ -144,19 +154,36 @@ fn save_head(txn: &Txn<'_>, mandate: &Mandate) -> Res<()> {
 /// Records a result, see [`crate::store::Store::settle_step`].
 pub fn settle(txn: &mut Txn<'_>, step: &SettleStep) -> Res<()> {
     let mut mandate = Mandate::load(txn.conn, &step.mandate)?;
-    if mandate.cycle != step.cycle {
-        return conflict(format!("cycle {} of {} is over", step.cycle, step.mandate));
-    }
-    let Some(known) = find(txn, &mandate, step.seq)? else {
+    let current = mandate.cycle == step.cycle && step.attempt >= mandate.epoch;
+    let epoch = if current { mandate.epoch } else { epoch_of(txn, &mandate, step.cycle, step.attempt)? };
+    let Some(known) = find(txn, mandate.n, step.cycle, epoch, step.seq)? else {
         let name = format!("{}/{}/{}", step.mandate, step.cycle, step.seq);
         return Err(Fail::Store(Error::NotFound { kind: "step", name }));
     };
+    // An earlier attempt's call that outlived it: what it cost is counted where it stands open.
+    let straggles = !current || known.attempt != step.attempt;
+    if straggles {
+        return settle_straggler(txn, &mandate, step);
+    }
     if known.state == StepState::Done {
         return conflict(format!("step {} of {} has its result already", step.seq, step.mandate));
     }
-    let booked = match known.usage {
-        Some(row) => ledger::settle(txn, row, step.usage)?,
-        None => None,
+    let booked = match (known.usage, step.usage) {
+        (Some(row), real) => ledger::settle(txn, row, real)?,
+        (None, Some(real)) if !real.is_zero() => {
+            let day = day_of(None, step.now);
+            let account = Account {
+                mandate: mandate.n,
+                cycle: step.cycle,
+                attempt: step.attempt,
+                seq: Some(step.seq),
+                day: &day,
+            };
+            let row = ledger::book(txn, account, Kind::Call, Standing::Settled, real, step.now)?;
+            txn.exec("UPDATE step SET usage=?2 WHERE n=?1", (known.n, row))?;
+            Some((real, day))
+        }
+        (None, _) => None,
     };
     let usage = booked.as_ref().map(|(usage, day)| (*usage, day.as_str()));
     let result = step.result.to_string();
@@ -199,6 +226,25 @@ pub fn settle(txn: &mut Txn<'_>, step: &SettleStep) -> Res<()> {
     save_head(txn, &mandate)
 }
 
+fn epoch_of(txn: &Txn<'_>, mandate: &Mandate, cycle: u32, attempt: u32) -> Res<u32> {
+    let sql = "SELECT epoch FROM cycle WHERE mandate=?1 AND cycle=?2 AND attempt=?3";
+    Ok(txn.first(sql, (mandate.n, cycle, attempt), |row| row.get(0))?.unwrap_or(0))
+}
+
+/// The row of usage of that very attempt gets its real figure; the step is somebody else's by now.
+fn settle_straggler(txn: &Txn<'_>, mandate: &Mandate, step: &SettleStep) -> Res<()> {
+    let row = txn.first(
+        "SELECT n FROM usage WHERE mandate=?1 AND cycle=?2 AND attempt=?3 AND seq=?4 AND state<>'settled' \
+         ORDER BY n DESC LIMIT 1",
+        (mandate.n, step.cycle, step.attempt, step.seq),
+        |row| row.get::<_, i64>(0),
+    )?;
+    if let (Some(row), Some(real)) = (row, step.usage) {
+        ledger::settle(txn, row, Some(real))?;
+    }
+    Ok(())
+}
+
 /// Records a note, see [`crate::store::Store::note`].
 pub fn note(txn: &mut Txn<'_>, note: &CycleNote) -> Res<()> {
     match &note.what {
@@ -231,8 +277,7 @@ pub fn note(txn: &mut Txn<'_>, note: &CycleNote) -> Res<()> {
 
 fn book_delta(txn: &Txn<'_>, mandate: &Mandate, note: &CycleNote, delta: Usage, day: &str) -> Res<()> {
     let account = Account { mandate: mandate.n, cycle: note.cycle, attempt: note.attempt, seq: None, day };
-    ledger::book(txn, account, Kind::Delta, Standing::Settled, delta, note.now)?;
-    Ok(())
+    ledger::book_some(txn, account, Kind::Delta, delta, note.now)
 }
 
 /// An answer is a step that is finished when it is recorded. It has no line of its own: it
@@ -245,7 +290,7 @@ fn answer(
     name: &str,
     value: &Value,
 ) -> Res<()> {
-    if find(txn, mandate, seq)?.is_some() {
+    if find(txn, mandate.n, note.cycle, mandate.epoch, seq)?.is_some() {
         return conflict(format!("step {seq} of {} is recorded already", note.mandate));
     }
     txn.exec(

@@ -79,7 +79,8 @@ impl<T: Send, F: FnOnce(&mut Txn<'_>) -> Res<T> + Send> Job for Request<T, F> {
     }
 
     fn answer(self: Box<Self>, committed: Result<()>) {
-        self.promise.keep(committed.and_then(|()| self.done.ok_or(Error::Closed)));
+        let Self { done, promise, .. } = *self;
+        promise.keep(committed.and_then(|()| done.ok_or(Error::Closed)));
     }
 }
 
