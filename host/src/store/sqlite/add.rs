@@ -59,15 +59,17 @@ pub fn add(txn: &mut Txn<'_>, new: &NewMandate) -> Res<Added> {
     let mut cancel = Vec::new();
     match queue::enqueue(txn, &candidate, &mut cancel)? {
         Placed::Made(n) => {
-            if let (Origin::Backfill, Some(schedule), Some(nominal)) = (new.origin, &new.schedule, new.nominal) {
+            if let (Origin::Backfill, Some(schedule), Some(nominal)) =
+                (new.origin, &new.schedule, new.nominal)
+            {
                 fill_outcome(txn, schedule, nominal, n, new.now)?;
             }
             Ok(Added { id, created: true, cancel })
         }
         Placed::Dropped("queue_full") => conflict("the queue of its scope or schedule is full"),
-        Placed::Dropped(reason) => {
-            conflict(format!("its overlap policy does not allow it now ({reason}): another one runs or waits"))
-        }
+        Placed::Dropped(reason) => conflict(format!(
+            "its overlap policy does not allow it now ({reason}): another one runs or waits"
+        )),
     }
 }
 

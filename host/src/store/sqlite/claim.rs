@@ -185,7 +185,9 @@ pub fn start(
         mandate.epoch = mandate.attempt;
         mandate.noted.clear();
         mandate.as_of = txn
-            .first("SELECT max(since) FROM state WHERE owner=?1", [&owner], |row| row.get::<_, Option<i64>>(0))?
+            .first("SELECT max(since) FROM state WHERE owner=?1", [&owner], |row| {
+                row.get::<_, Option<i64>>(0)
+            })?
             .flatten()
             .unwrap_or(0);
         if let Some(offer) = offer {
@@ -200,15 +202,7 @@ pub fn start(
     txn.exec(
         "INSERT INTO cycle(mandate, cycle, attempt, epoch, runner, generation, started) \
          VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-        (
-            mandate.n,
-            mandate.cycle,
-            mandate.attempt,
-            mandate.epoch,
-            &mandate.runner,
-            &generation,
-            micros(now),
-        ),
+        (mandate.n, mandate.cycle, mandate.attempt, mandate.epoch, &mandate.runner, &generation, micros(now)),
     )?;
     let about = About { schedule: mandate.schedule.as_deref(), mandate: Some(&mandate.id) };
     let details = json!({"cycle": mandate.cycle, "attempt": mandate.attempt, "runner": mandate.runner});

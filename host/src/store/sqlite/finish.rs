@@ -32,9 +32,8 @@ pub fn finish(txn: &mut Txn<'_>, request: &FinishRequest) -> Res<Finished> {
     mandate.deaths = 0;
     mandate.state = mandate.state.next(MandateEvent::CycleEnded(after))?;
     let stopped = (end == CycleEnd::Cancelled).then(|| mandate.reason.take()).flatten();
-    mandate.reason = stopped
-        .or_else(|| request.reason.clone())
-        .or_else(|| after.reason().map(ToOwned::to_owned));
+    mandate.reason =
+        stopped.or_else(|| request.reason.clone()).or_else(|| after.reason().map(ToOwned::to_owned));
     end_cycle(txn, &mandate, request, end.status())?;
     let auto_paused = follow(txn, &mut mandate, request, end, after)?;
     mandate.save(txn.conn)?;

@@ -75,7 +75,8 @@ pub struct Account<'a> {
 
 /// The sum of a day.
 pub fn day(conn: &Connection, day: &str) -> Res<DayTotals> {
-    let sql = "SELECT calls, input, output, cost, r_calls, r_input, r_output, r_cost FROM ledger WHERE day=?1";
+    let sql =
+        "SELECT calls, input, output, cost, r_calls, r_input, r_output, r_cost FROM ledger WHERE day=?1";
     let totals = first(conn, sql, [day], |row| {
         Ok(DayTotals { spent: usage_columns(row, 0)?, reserved: usage_columns(row, 4)? })
     })?;
@@ -110,7 +111,13 @@ fn capped(usage: Usage) -> Usage {
 }
 
 /// Books settled usage that no step stands for. Nothing is written for nothing.
-pub fn book_some(txn: &Txn<'_>, account: Account<'_>, kind: Kind, amount: Usage, at: DateTime<Utc>) -> Res<()> {
+pub fn book_some(
+    txn: &Txn<'_>,
+    account: Account<'_>,
+    kind: Kind,
+    amount: Usage,
+    at: DateTime<Utc>,
+) -> Res<()> {
     if amount.is_zero() {
         return Ok(());
     }
@@ -188,11 +195,11 @@ pub fn settle(txn: &Txn<'_>, row: i64, real: Option<Usage>) -> Res<Option<(Usage
 /// Gives how many calls that were.
 pub fn give_up(txn: &Txn<'_>, mandate: Option<i64>) -> Res<u64> {
     let rows = match mandate {
-        Some(n) => txn.all(
-            "SELECT n, calls FROM usage WHERE state='reserved' AND mandate=?1",
-            [n],
-            |row| Ok((row.get::<_, i64>(0)?, number(row, 1)?)),
-        )?,
+        Some(n) => {
+            txn.all("SELECT n, calls FROM usage WHERE state='reserved' AND mandate=?1", [n], |row| {
+                Ok((row.get::<_, i64>(0)?, number(row, 1)?))
+            })?
+        }
         None => txn.all("SELECT n, calls FROM usage WHERE state='reserved'", [], |row| {
             Ok((row.get::<_, i64>(0)?, number(row, 1)?))
         })?,
@@ -218,7 +225,12 @@ pub fn of_cycle(conn: &Connection, mandate: i64, cycle: u32, from_attempt: u32) 
 
 /// What no step's line carries of a cycle's usage from that attempt on, by day: deltas, claims, and
 /// calls whose step was begun again.
-pub fn unmetered(conn: &Connection, mandate: i64, cycle: u32, from_attempt: u32) -> Res<Vec<(String, Usage)>> {
+pub fn unmetered(
+    conn: &Connection,
+    mandate: i64,
+    cycle: u32,
+    from_attempt: u32,
+) -> Res<Vec<(String, Usage)>> {
     let rows = all(
         conn,
         "SELECT calls, input, output, cost, day FROM usage \

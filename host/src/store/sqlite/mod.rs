@@ -40,7 +40,6 @@ use self::txn::Txn;
 use self::writer::{Figures, Message, Request, Writer};
 use super::*;
 
-
 /// Readers that are kept open; more are opened when more look at once.
 const READERS_KEPT: usize = 4;
 

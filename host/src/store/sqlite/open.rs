@@ -227,10 +227,11 @@ fn sync_names(path: &Path, dir: &Path) -> Result<()> {
 pub fn is_full(path: &Path) -> bool {
     use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     let probe = sidecar(path, ".probe");
-    let outcome = FileOptions::new().write(true).create(true).truncate(true).open(&probe).and_then(|mut file| {
-        file.write_all(&[0x5A; PROBE])?;
-        file.sync_all()
-    });
+    let outcome =
+        FileOptions::new().write(true).create(true).truncate(true).open(&probe).and_then(|mut file| {
+            file.write_all(&[0x5A; PROBE])?;
+            file.sync_all()
+        });
     // Left behind it harms nothing, and the next probe reuses it.
     let _ = std::fs::remove_file(&probe);
     outcome.is_err_and(|error| matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge))
@@ -242,7 +243,8 @@ pub fn is_full(path: &Path) -> bool {
 /// [`Error::Damaged`] with the first findings.
 pub fn full_check(path: &Path) -> Result<()> {
     let conn = read(path)?;
-    let look = || -> Res<Vec<String>> { super::txn::all(&conn, "PRAGMA quick_check(5)", [], |row| row.get(0)) };
+    let look =
+        || -> Res<Vec<String>> { super::txn::all(&conn, "PRAGMA quick_check(5)", [], |row| row.get(0)) };
     let findings = look().map_err(|fail| to_error(fail, path))?;
     if findings == ["ok"] { Ok(()) } else { Err(damaged(path.display().to_string(), findings.join("; "))) }
 }

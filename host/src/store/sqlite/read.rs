@@ -12,7 +12,8 @@ use super::schedules;
 use super::txn::{all, first};
 use crate::domain::mandate::{CycleStatus, MandateState};
 use crate::store::{
-    Counts, CycleRow, Error, EventRow, MandateFilter, MandateRow, OccurrenceRow, ScheduleState, StepRow, WalHead,
+    Counts, CycleRow, Error, EventRow, MandateFilter, MandateRow, OccurrenceRow, ScheduleState, StepRow,
+    WalHead,
 };
 
 /// Every schedule.
@@ -22,8 +23,10 @@ pub fn schedules(conn: &Connection) -> Res<Vec<ScheduleState>> {
 
 /// Mandates that match, newest first.
 pub fn mandates(conn: &Connection, filter: &MandateFilter) -> Res<Vec<MandateRow>> {
-    let mut sql = format!("SELECT {MANDATE}, wait.value FROM mandate LEFT JOIN meta AS wait \
-         ON mandate.state='queued' AND wait.key='wait:'||mandate.runner WHERE 1");
+    let mut sql = format!(
+        "SELECT {MANDATE}, wait.value FROM mandate LEFT JOIN meta AS wait \
+         ON mandate.state='queued' AND wait.key='wait:'||mandate.runner WHERE 1"
+    );
     let mut values: Vec<Sql> = Vec::new();
     if !filter.states.is_empty() {
         let words: Vec<_> = filter.states.iter().map(|state| format!("'{state}'")).collect();

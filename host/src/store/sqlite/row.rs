@@ -39,7 +39,11 @@ pub fn json<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Resu
 
 /// A JSON column that may be null.
 pub fn maybe_json<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<T>> {
-    if row.get_ref(column)? == rusqlite::types::ValueRef::Null { Ok(None) } else { json(row, column).map(Some) }
+    if row.get_ref(column)? == rusqlite::types::ValueRef::Null {
+        Ok(None)
+    } else {
+        json(row, column).map(Some)
+    }
 }
 
 /// A column that holds the JSON word of an enum.
@@ -316,7 +320,8 @@ enum SelectBy {
 fn const_format(by: SelectBy) -> &'static str {
     use std::sync::LazyLock;
     static BY_ID: LazyLock<String> = LazyLock::new(|| format!("SELECT {MANDATE} FROM mandate WHERE id=?1"));
-    static BY_NUMBER: LazyLock<String> = LazyLock::new(|| format!("SELECT {MANDATE} FROM mandate WHERE n=?1"));
+    static BY_NUMBER: LazyLock<String> =
+        LazyLock::new(|| format!("SELECT {MANDATE} FROM mandate WHERE n=?1"));
     match by {
         SelectBy::Id => &BY_ID,
         SelectBy::Number => &BY_NUMBER,

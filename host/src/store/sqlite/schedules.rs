@@ -39,11 +39,7 @@ pub fn read(row: &Row<'_>) -> rusqlite::Result<Known> {
             last_nominal: maybe_time(row, 4)?,
             last_fired: maybe_time(row, 5)?,
             pause: maybe_json(row, 6)?,
-            skip: skip
-                .unwrap_or_default()
-                .into_iter()
-                .filter_map(DateTime::from_timestamp_micros)
-                .collect(),
+            skip: skip.unwrap_or_default().into_iter().filter_map(DateTime::from_timestamp_micros).collect(),
             failures: row.get(8)?,
         },
     })
@@ -62,8 +58,7 @@ pub fn find(conn: &Connection, name: &str) -> Res<Option<Known>> {
 
 /// The schedule of that name.
 pub fn load(conn: &Connection, name: &str) -> Res<Known> {
-    find(conn, name)?
-        .ok_or_else(|| Fail::Store(Error::NotFound { kind: "schedule", name: name.to_owned() }))
+    find(conn, name)?.ok_or_else(|| Fail::Store(Error::NotFound { kind: "schedule", name: name.to_owned() }))
 }
 
 /// Writes back what changes in a schedule's life.
@@ -126,7 +121,8 @@ fn take_back(txn: &Txn<'_>, former: &Known, cursor: DateTime<Utc>) -> Res<()> {
 
 /// See [`crate::store::Store::settled_ahead`].
 pub fn settled_ahead(conn: &Connection, now: DateTime<Utc>) -> Res<Vec<(String, DateTime<Utc>)>> {
-    let highest = first(conn, "SELECT value FROM meta WHERE key=?1", [TAKEN_BACK], |row| row.get::<_, i64>(0))?;
+    let highest =
+        first(conn, "SELECT value FROM meta WHERE key=?1", [TAKEN_BACK], |row| row.get::<_, i64>(0))?;
     if highest.is_none_or(|highest| highest < micros(now)) {
         return Ok(Vec::new());
     }
@@ -166,7 +162,14 @@ pub fn missed(txn: &mut Txn<'_>, known: &Known, runs: &[MissedRun], decided: Dat
                 txn.exec(
                     "INSERT INTO occurrence(schedule, first, last, count, outcome, reason, decided) \
                      VALUES(?1, ?2, ?3, ?4, 'missed', ?5, ?6) ON CONFLICT DO NOTHING",
-                    (known.n, micros(run.from), micros(run.to), count(run.count), run.reason, micros(decided)),
+                    (
+                        known.n,
+                        micros(run.from),
+                        micros(run.to),
+                        count(run.count),
+                        run.reason,
+                        micros(decided),
+                    ),
                 )?;
             }
         }

@@ -136,7 +136,11 @@ pub fn migrate(conn: &mut Connection, path: Option<&Path>, steps: &[Migration], 
     let found = version(conn, shown)?;
     let at = found.unwrap_or(0);
     if at > target {
-        return Err(Fail::Store(Error::Newer { path: shown.display().to_string(), found: at, known: target }));
+        return Err(Fail::Store(Error::Newer {
+            path: shown.display().to_string(),
+            found: at,
+            known: target,
+        }));
     }
     if at == target {
         return Ok(());

@@ -296,16 +296,7 @@ fn answer(
     txn.exec(
         "INSERT INTO step(mandate, cycle, epoch, seq, attempt, kind, name, state, key, params_hash, intent, \
          result, started, ended) VALUES(?1,?2,?3,?4,?5,'answer',?6,'done','','','null',?7,?8,?8)",
-        (
-            mandate.n,
-            note.cycle,
-            mandate.epoch,
-            seq,
-            note.attempt,
-            name,
-            value.to_string(),
-            micros(note.now),
-        ),
+        (mandate.n, note.cycle, mandate.epoch, seq, note.attempt, name, value.to_string(), micros(note.now)),
     )?;
     Ok(())
 }

@@ -328,7 +328,8 @@ impl Batch {
             return;
         }
         let mut txn = Txn::new(conn);
-        let outcome = statement(conn, "SAVEPOINT request").map_err(Fail::Sql).and_then(|()| job.run(&mut txn));
+        let outcome =
+            statement(conn, "SAVEPOINT request").map_err(Fail::Sql).and_then(|()| job.run(&mut txn));
         let ended = match outcome {
             Ok(()) => statement(conn, "RELEASE request").map(|()| Ok(())),
             Err(fail) => self.undo(conn, fail),

@@ -103,7 +103,9 @@ pub fn offers(names: &[&str]) -> Offers {
     Arc::new(
         names
             .iter()
-            .map(|name| ((*name).to_owned(), RunnerOffer { generation: format!("gen-{name}"), phases: false }))
+            .map(|name| {
+                ((*name).to_owned(), RunnerOffer { generation: format!("gen-{name}"), phases: false })
+            })
             .collect(),
     )
 }
