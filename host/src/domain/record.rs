@@ -10,9 +10,11 @@
 //! before `,"crc"`. The first line's former crc is the crc32c of everything that stands before it
 //! in the file: of nothing (0), or of the lines without seal that the reference wrote.
 
+mod history;
 mod lines;
 mod scan;
 
+pub use history::{DAMAGED, History, Plan, REBUILT, Step, UNCERTAIN};
 pub use lines::{
     Append, PlanCommit, PlanFinalize, PlanOrigin, Transition, append, effect_step_id, phase_step_id,
     plan_commit, plan_finalize, plan_id, transition,
