@@ -11,6 +11,7 @@ mod pending;
 mod sink;
 mod sqlite;
 mod types;
+pub mod views;
 
 pub use pending::{Pending, Promise};
 pub use sink::{CommitSink, Committed, WalHead};

@@ -572,4 +572,31 @@ mod tests {
         let strange = log(vec![object(json!({"op": "dance"}))], false);
         assert_eq!((strange.strange, strange.standing().0), (1, MandateState::Review));
     }
+
+    #[test]
+    fn golden_logs_of_the_reference_are_read_as_their_table_says() {
+        use MandateState::{Cancelled, Queued, Review, Succeeded};
+        let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/reference/wal");
+        let cases = [
+            ("daily_summary", Succeeded, 1),
+            ("nightly_build", Succeeded, 1),
+            ("gave_up", Cancelled, 1),
+            ("inbox_watch", Queued, 1),
+            ("reset_once", Queued, 1),
+            ("repo_tidy", Review, 1),
+            ("needs_eyes", Review, 1),
+            ("torn_tail", Review, 1),
+            ("bad_middle", Review, 1),
+        ];
+        for (name, state, plans) in cases {
+            let bytes = std::fs::read(dir.join(format!("{name}.wal.jsonl"))).unwrap();
+            let history = History::read(&bytes);
+            assert_eq!((history.standing().0, history.plans.len()), (state, plans), "{name}");
+            let plan = &history.plans[0];
+            if let Some(steps) = plan.commit.get("steps") {
+                assert_eq!(plan.commit["plan_hash"], crate::domain::canonical::hash(steps), "{name}");
+            }
+        }
+        assert_eq!(std::fs::read_dir(dir).unwrap().count(), cases.len());
+    }
 }
