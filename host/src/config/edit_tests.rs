@@ -213,7 +213,7 @@ fn file_is_replaced_only_by_a_schedule_that_is_right() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("config/schedules.yml");
     let zones = Zones::bundled();
-    let around = Around { zones: &zones, runners: &[] };
+    let around = Around { zones: &zones, runners: &[], now: None };
     let add = |cron: &str| Change::Add(object(json!({"name": "a", "cron": cron})));
     assert!(
         matches!(edit_file(&path, &add("0 25 * * *"), around), Err(EditError::Invalid { problems }) if problems.len() == 1)

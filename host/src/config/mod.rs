@@ -3,10 +3,12 @@
 //! check`, `config dump` and the boot use the same code. Never imported below the command line.
 
 pub mod daemon;
+pub mod docs;
 pub mod edit;
 pub mod env;
 pub mod keys;
 pub mod llm;
+pub mod load;
 pub mod paths;
 pub mod reader;
 pub mod reference;

@@ -8,12 +8,14 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
+
 use super::daemon::zone_problem;
 use super::reader::{Context, Effective, MapReader, nothing_secret};
 use super::report::{Problem, Report, nearest, quoted};
 use super::scalars::a_text;
 use super::yaml::{self, Kind, Node, Span, Stream, Style};
-use crate::domain::cron::Cron;
+use crate::domain::cron::{Cron, Zone};
 use crate::domain::schedule::{
     Dst, MandateBounds, MissedPolicy, OnBudget, Overlap, SchedulePolicy, ScheduleSpec,
 };
@@ -63,6 +65,8 @@ pub struct Around<'a> {
     pub zones: &'a Zones,
     /// Names of the configured runners; empty when they are not known.
     pub runners: &'a [String],
+    /// The time now, for warnings about what a cron expression will surprise with; `None` for none.
+    pub now: Option<DateTime<Utc>>,
 }
 
 impl SchedulesFile {
@@ -123,12 +127,15 @@ pub(super) fn documented(zones: &Zones) -> Vec<Effective> {
     let Some(node) = yaml::load("{name: NAME, cron: '0 9 * * *'}", &file, &mut report, None) else {
         return Vec::new();
     };
-    let mut items = Items::new(file.clone(), Around { zones, runners: &[] });
+    let mut items = Items::new(file.clone(), Around { zones, runners: &[], now: None });
     let mut ctx =
         Context { file, report: &mut report, schedule: None, overrides: &[], trace: Some(Vec::new()) };
     items.read(&node, "", &mut ctx);
     ctx.trace.unwrap_or_default()
 }
+
+/// A zone's shared name and its data.
+type KnownZone = (Arc<str>, Arc<Zone>);
 
 struct Items<'a> {
     file: Arc<str>,
@@ -137,7 +144,7 @@ struct Items<'a> {
     good: Vec<ScheduleSpec>,
     bad: Vec<Quarantined>,
     lines: HashMap<Arc<str>, u32>,
-    zones: HashMap<String, Result<Arc<str>, (String, String)>>,
+    zones: HashMap<String, Result<KnownZone, (String, String)>>,
     policies: HashMap<u64, Vec<Arc<SchedulePolicy>>>,
 }
 
@@ -193,12 +200,18 @@ impl<'a> Items<'a> {
         let name = self.read_name(&mut map, ctx);
         ctx.schedule.clone_from(&name);
         let cron = read_cron(&mut map, ctx);
-        let timezone = self.read_zone(&mut map, ctx);
+        let zone = self.read_zone(&mut map, ctx);
         let (policy, goal) = self.read_policy(&mut map, ctx);
+        if let (Some((cron, compiled)), Some((_, zone)), Some(now)) = (&cron, &zone, self.around.now) {
+            let span = map.node("cron").map(|node| node.span).unwrap_or_default();
+            for warning in compiled.warnings(zone, policy.dst, now) {
+                ctx.warn(span, &map.key("cron"), format!("{}: {warning}", quoted(cron)), "");
+            }
+        }
         map.finish(ctx);
-        let name = name?;
+        let (name, cron, timezone) = (name?, cron?.0, zone?.0);
         let goal = goal.map_or_else(|| Box::from(&*name), String::into_boxed_str);
-        Some(ScheduleSpec { cron: cron?, timezone: timezone?, goal, policy: self.shared(policy), name })
+        Some(ScheduleSpec { cron, timezone, goal, policy: self.shared(policy), name })
     }
 
     fn read_name(&mut self, map: &mut MapReader<'_>, ctx: &mut Context<'_>) -> Option<Arc<str>> {
@@ -226,11 +239,11 @@ impl<'a> Items<'a> {
         Some(name)
     }
 
-    fn read_zone(&mut self, map: &mut MapReader<'_>, ctx: &mut Context<'_>) -> Option<Arc<str>> {
+    fn read_zone(&mut self, map: &mut MapReader<'_>, ctx: &mut Context<'_>) -> Option<KnownZone> {
         let span = map.node("timezone").map(|node| node.span).unwrap_or_default();
         let written = map.text("timezone", ctx, Some("UTC"))?;
         let found = self.zones.entry(written).or_insert_with_key(|name| match self.around.zones.get(name) {
-            Ok(_) => Ok(name.as_str().into()),
+            Ok(zone) => Ok((name.as_str().into(), zone)),
             Err(error) => Err(zone_problem(&error)),
         });
         match found {
@@ -334,7 +347,7 @@ fn a_u32(value: u64) -> u32 {
     u32::try_from(value).expect("the range of the key ends below u32::MAX")
 }
 
-fn read_cron(map: &mut MapReader<'_>, ctx: &mut Context<'_>) -> Option<Box<str>> {
+fn read_cron(map: &mut MapReader<'_>, ctx: &mut Context<'_>) -> Option<(Box<str>, Cron)> {
     let key = map.key("cron");
     let Some(node) = map.node("cron") else {
         ctx.error(map.span(), &key, "is missing", "write a cron expression such as `\"0 9 * * 1-5\"`");
@@ -348,21 +361,19 @@ fn read_cron(map: &mut MapReader<'_>, ctx: &mut Context<'_>) -> Option<Box<str>>
         }
     };
     map.record("cron", ctx, "text", serde_json::Value::Null, None);
-    if let Err(error) = Cron::parse(&cron) {
-        let message = format!("{}: {}", quoted(&cron), error.message);
-        let remedy = match (&error.hint, &error.allowed) {
-            (Some(hint), _) => hint.clone(),
-            (None, Some(allowed)) => format!("allowed here: {allowed}"),
-            (None, None) => "correct the expression".to_owned(),
-        };
-        ctx.error(inside(node, &cron, error.column), &key, message, remedy);
-        return None;
+    match Cron::parse(&cron) {
+        Ok(compiled) => Some((cron.into_boxed_str(), compiled)),
+        Err(error) => {
+            let message = format!("{}: {}", quoted(&cron), error.message);
+            let remedy = match (&error.hint, &error.allowed) {
+                (Some(hint), _) => hint.clone(),
+                (None, Some(allowed)) => format!("allowed here: {allowed}"),
+                (None, None) => "correct the expression".to_owned(),
+            };
+            ctx.error(inside(node, &cron, error.column), &key, message, remedy);
+            None
+        }
     }
-    if and_surprises(&cron) {
-        let message = format!("{}: fires only where day of month AND day of week both match", quoted(&cron));
-        ctx.warn(node.span, &key, message, "a day field that starts with `*` narrows the other one");
-    }
-    Some(cron.into_boxed_str())
 }
 
 /// The place of a character inside a scalar, when it stands in the file as it reads; else its start.
@@ -379,13 +390,6 @@ fn inside(node: &Node, text: &str, column: usize) -> Span {
         start.column += u32::try_from(ahead).unwrap_or(0);
     }
     Span { start, end }
-}
-
-/// True when a step over all days meets a weekday: people mean OR, cron says AND.
-fn and_surprises(cron: &str) -> bool {
-    let fields: Vec<&str> = cron.split_whitespace().collect();
-    let [.., day, _, weekday] = fields[..] else { return false };
-    fields.len() >= 5 && day != "*" && weekday != "*" && (day.starts_with('*') || weekday.starts_with('*'))
 }
 
 fn read_mandate(map: &mut MapReader<'_>, ctx: &mut Context<'_>) -> (MandateBounds, Option<String>) {

@@ -5,7 +5,11 @@ fn read(text: &str) -> SchedulesFile {
     SchedulesFile::parse(
         text.as_bytes(),
         "schedules.yml",
-        Around { zones: &Zones::bundled(), runners: &runners },
+        Around {
+            zones: &Zones::bundled(),
+            runners: &runners,
+            now: chrono::DateTime::from_timestamp(1_795_000_000, 0),
+        },
     )
 }
 
@@ -169,8 +173,7 @@ schedules.yml:17:4: schedules[6]: the entry is empty
     -> remove it or write a schedule
 schedules.yml:18:47: warning: schedule "last": schedules[7].runner: no runner has the name "cognitiv"
     -> did you mean `cognitive`?
-schedules.yml:19:24: warning: schedule "days": schedules[8].cron: "0 9 */2 * 1": fires only where day of month AND day of week both match
-    -> a day field that starts with `*` narrows the other one
+schedules.yml:19:24: warning: schedule "days": schedules[8].cron: "0 9 */2 * 1": day of month and day of week are both limited and one of them starts with *, so a day has to match both; without the star either would be enough
 16 errors and 2 warnings
 "#);
 }

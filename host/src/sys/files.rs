@@ -302,6 +302,15 @@ pub fn sweep_temporaries(dir: &Path) -> Result<u32> {
     Ok(removed)
 }
 
+/// Proves that files can be made and written in a directory.
+///
+/// # Errors
+/// Why they cannot.
+pub fn probe_writable(dir: &Path) -> Result<()> {
+    let mut temp = at("write into", dir, tempfile::Builder::new().prefix(TEMP_PREFIX).tempfile_in(dir))?;
+    at("write into", dir, temp.write_all(b"probe").and_then(|()| temp.as_file().sync_all()))
+}
+
 /// Bytes that an unprivileged process may still write on the file system of `path`.
 ///
 /// # Errors
@@ -453,5 +462,13 @@ mod tests {
             assert_eq!(error.is_full(), full, "{code}");
         }
         assert!(free_bytes(Path::new("/")).unwrap() > 0);
+    }
+
+    #[test]
+    fn probe_tells_a_place_that_cannot_be_written_and_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        probe_writable(dir.path()).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        assert!(probe_writable(&dir.path().join("missing")).is_err());
     }
 }

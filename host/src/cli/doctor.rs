@@ -1,0 +1,320 @@
+//! `kairos doctor`: would a daemon run well here? Looks and tells; changes nothing but a probe file
+//! that is gone before it returns.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use serde::Serialize;
+use serde_json::json;
+
+use super::config::{Checked, World, check_all};
+use super::exit::{Failure, code};
+use super::output::{Style, emit};
+use crate::config::paths::SOCKET_PATH_MAX;
+use crate::sys::files;
+use crate::sys::lock::{self, FileSystemKind};
+
+/// Less free space than this is a failure: the store could not take a day's work.
+const SPACE_NEEDED: u64 = 64 << 20;
+/// Less than this is a warning.
+const SPACE_WANTED: u64 = 1 << 30;
+
+/// How a check ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// As it should be.
+    Ok,
+    /// Works, with a risk.
+    Warn,
+    /// Will not work.
+    Fail,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// A constant word.
+    pub name: &'static str,
+    /// How it ended.
+    pub verdict: Verdict,
+    /// What was found.
+    pub message: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+}
+
+fn ok(name: &'static str, message: impl Into<String>) -> Check {
+    Check { name, verdict: Verdict::Ok, message: message.into(), remedy: None }
+}
+
+fn bad(name: &'static str, verdict: Verdict, message: impl Into<String>, remedy: impl Into<String>) -> Check {
+    Check { name, verdict, message: message.into(), remedy: Some(remedy.into()) }
+}
+
+/// Looks at everything and prints it.
+///
+/// # Errors
+/// Exit 1 when a check failed.
+pub fn run(world: &World<'_>, exe_dir: Option<&Path>, style: Style) -> anyhow::Result<()> {
+    let checks = checks(world, exe_dir);
+    let failed = checks.iter().filter(|check| check.verdict == Verdict::Fail).count();
+    let value = json!({"ok": failed == 0, "checks": checks});
+    emit(style, &value, |_| {
+        let lines = checks.iter().map(|check| {
+            let word = match check.verdict {
+                Verdict::Ok => "ok  ",
+                Verdict::Warn => "warn",
+                Verdict::Fail => "FAIL",
+            };
+            let remedy = check.remedy.as_ref().map(|remedy| format!("\n        -> {remedy}"));
+            format!("{word}  {}: {}{}", check.name, check.message, remedy.unwrap_or_default())
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    })?;
+    if failed == 0 {
+        return Ok(());
+    }
+    Err(Failure::new(code::FAILED, "doctor", format!("{failed} of {} checks failed", checks.len())).into())
+}
+
+/// All checks, in the order of their weight.
+#[must_use]
+pub fn checks(world: &World<'_>, exe_dir: Option<&Path>) -> Vec<Check> {
+    let mut found = vec![root(world), file_system(world), space(world)];
+    found.extend(writable(world));
+    found.extend(private(world));
+    let checked = check_all(world);
+    found.push(daemon_yml(&checked));
+    found.push(schedules_yml(&checked));
+    found.extend(plugins(world, &checked, exe_dir));
+    found.push(ok("zones", format!("time zone data {}", world.zones.data())));
+    found.push(socket(world));
+    found.push(daemon(world, &checked));
+    found
+}
+
+fn root(world: &World<'_>) -> Check {
+    let paths = world.paths;
+    if paths.dot.is_dir() {
+        return ok("root", paths.root.display().to_string());
+    }
+    let message = format!("{} holds no .kairos", paths.root.display());
+    bad("root", Verdict::Fail, message, format!("make one with `kairos init {}`", paths.root.display()))
+}
+
+fn file_system(world: &World<'_>) -> Check {
+    let place = &world.paths.state;
+    match lock::file_system(place) {
+        Err(error) => bad("file_system", Verdict::Fail, error.to_string(), "repair the path"),
+        Ok(found) => match found.kind {
+            FileSystemKind::Local => ok("file_system", format!("the store lies on {}", found.name)),
+            FileSystemKind::Memory => bad(
+                "file_system",
+                Verdict::Warn,
+                format!("the store lies on {}, which a power cut empties", found.name),
+                "put the root on a disk",
+            ),
+            FileSystemKind::Network => bad(
+                "file_system",
+                Verdict::Fail,
+                format!("the store would lie on {}, where locks and syncs cannot be trusted", found.name),
+                "put the root on a local disk",
+            ),
+        },
+    }
+}
+
+/// The nearest directory that exists: what is not there yet will be made below it.
+fn existing(path: &Path) -> &Path {
+    path.ancestors().find(|step| step.is_dir()).unwrap_or(path)
+}
+
+fn space(world: &World<'_>) -> Check {
+    const REMEDY: &str = "make room; until then work is refused once the disk is full, and nothing is lost";
+    match files::free_bytes(existing(&world.paths.state)) {
+        Err(error) => bad("space", Verdict::Fail, error.to_string(), "repair the path"),
+        Ok(free) => {
+            let message = format!("{} MiB free", free >> 20);
+            match free {
+                ..SPACE_NEEDED => bad("space", Verdict::Fail, message, REMEDY),
+                SPACE_NEEDED..SPACE_WANTED => bad("space", Verdict::Warn, message, REMEDY),
+                SPACE_WANTED.. => ok("space", message),
+            }
+        }
+    }
+}
+
+fn writable(world: &World<'_>) -> Vec<Check> {
+    let paths = world.paths;
+    let mut places: Vec<&Path> =
+        [&paths.dot, &paths.state, &paths.run, &paths.wal, &paths.logs].map(|path| existing(path)).to_vec();
+    places.sort_unstable();
+    places.dedup();
+    let failed: Vec<Check> = places
+        .iter()
+        .filter_map(|place| files::probe_writable(place).err())
+        .map(|error| {
+            bad(
+                "writable",
+                Verdict::Fail,
+                error.to_string(),
+                "give the daemon's user the right to write there",
+            )
+        })
+        .collect();
+    if failed.is_empty() { vec![ok("writable", "state, logs and locks can be written")] } else { failed }
+}
+
+fn private(world: &World<'_>) -> Vec<Check> {
+    let paths = world.paths;
+    let others_may = |path: &Path, bits: u32| path.metadata().is_ok_and(|meta| meta.mode() & bits != 0);
+    let mut found = Vec::new();
+    for place in [&paths.state, &paths.run] {
+        if others_may(place, 0o022) {
+            let message = format!("others may write into {}", paths.show(place));
+            found.push(bad("private", Verdict::Warn, message, format!("chmod go-w {}", place.display())));
+        }
+    }
+    if others_may(&paths.attach_token, 0o077) {
+        let message = format!("others may read {}", paths.show(&paths.attach_token));
+        let remedy =
+            format!("chmod 600 {}, then let the daemon make a new one", paths.attach_token.display());
+        found.push(bad("private", Verdict::Fail, message, remedy));
+    }
+    found
+}
+
+fn daemon_yml(checked: &Checked) -> Check {
+    match &checked.daemon {
+        Some(_) => ok("daemon_yml", "right"),
+        None => bad(
+            "daemon_yml",
+            Verdict::Fail,
+            format!("{} problems", checked.report.errors()),
+            "`kairos config check` shows them all",
+        ),
+    }
+}
+
+fn schedules_yml(checked: &Checked) -> Check {
+    let file = &checked.schedules;
+    let remedy = "`kairos config check` shows all problems";
+    match (file.readable, file.quarantined.len(), file.report.warnings()) {
+        (false, ..) => bad("schedules_yml", Verdict::Fail, "cannot be read", remedy),
+        (true, 0, 0) => ok("schedules_yml", format!("{} schedules", file.schedules.len())),
+        (true, 0, warnings) => {
+            let message = format!("{} schedules, {warnings} warnings", file.schedules.len());
+            bad("schedules_yml", Verdict::Warn, message, remedy)
+        }
+        (true, aside, _) => {
+            let message = format!("{aside} schedules are set aside, {} run", file.schedules.len());
+            bad("schedules_yml", Verdict::Fail, message, remedy)
+        }
+    }
+}
+
+fn plugins(world: &World<'_>, checked: &Checked, exe_dir: Option<&Path>) -> Vec<Check> {
+    let Some(daemon) = &checked.daemon else { return Vec::new() };
+    let one = |(name, runner): (&String, &crate::config::RunnerConfig)| {
+        if let Some(file) = world.paths.find_plugin(&runner.plugin, exe_dir, world.env) {
+            return ok("plugin", format!("runner `{name}` is {}", file.display()));
+        }
+        let looked = world.paths.plugin_candidates(&runner.plugin, exe_dir, world.env);
+        let looked: Vec<String> = looked.iter().map(|path| path.display().to_string()).collect();
+        let message = format!("runner `{name}` needs the plugin {}, which is not there", runner.plugin);
+        // A runner that nothing uses harms nobody.
+        let used = *name == daemon.default_runner
+            || checked.schedules.schedules.iter().any(|spec| spec.policy.runner.as_deref() == Some(name));
+        let verdict = if used { Verdict::Fail } else { Verdict::Warn };
+        bad("plugin", verdict, message, format!("put it at one of: {}", looked.join(", ")))
+    };
+    daemon.runners.iter().map(one).collect()
+}
+
+fn socket(world: &World<'_>) -> Check {
+    let path = world.paths.socket(world.env);
+    if path.starts_with(&world.paths.run) {
+        return ok("socket", world.paths.show(&path));
+    }
+    let message = format!(
+        "the path below the root is longer than {SOCKET_PATH_MAX} bytes, so the socket goes to {}",
+        path.display()
+    );
+    bad("socket", Verdict::Warn, message, "nothing needs to be done; a shorter root keeps it below the root")
+}
+
+fn daemon(world: &World<'_>, checked: &Checked) -> Check {
+    let moved = checked.daemon.as_ref().map(|daemon| daemon.pid_file(&world.paths.root));
+    match lock::holder(moved.as_ref().unwrap_or(&world.paths.pid)) {
+        Ok(None) => ok("daemon", "not running"),
+        Ok(Some(Some(holder))) => ok("daemon", format!("the root is held by {holder}")),
+        Ok(Some(None)) => ok("daemon", "the root is held by another process"),
+        Err(error) => bad("daemon", Verdict::Fail, error.to_string(), "make the lock file readable"),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tests lay out plain files")]
+mod tests {
+    use super::*;
+    use crate::cli::init;
+    use crate::config::{Env, Paths};
+    use crate::sys::zones::Zones;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    fn look(paths: &Paths) -> Vec<Check> {
+        let (env, zones) = (Env::default(), Zones::bundled());
+        let now = chrono::DateTime::from_timestamp(1_795_000_000, 0).unwrap();
+        checks(&World { paths, env: &env, zones: &zones, now }, None)
+    }
+
+    fn failed(checks: &[Check]) -> Vec<&'static str> {
+        checks.iter().filter(|check| check.verdict == Verdict::Fail).map(|check| check.name).collect()
+    }
+
+    #[test]
+    fn a_new_root_with_its_plugins_is_healthy() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new(dir.path());
+        init::create(&paths).unwrap();
+        assert_eq!(failed(&look(&paths)), ["plugin"], "the default runner's plugin is not there");
+        std::fs::create_dir_all(&paths.plugins).unwrap();
+        for file in ["libstub.so", "libcognitive_loop.so"] {
+            std::fs::write(paths.plugins.join(file), "").unwrap();
+        }
+        let checks = look(&paths);
+        assert_eq!(failed(&checks), [] as [&str; 0], "{checks:#?}");
+        assert!(checks.iter().any(|check| check.name == "zones" && check.message.contains("20")));
+    }
+
+    #[test]
+    fn every_kind_of_trouble_is_named_with_a_remedy() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new(dir.path());
+        assert!(failed(&look(&paths)).contains(&"root"));
+        std::fs::create_dir_all(&paths.config).unwrap();
+        std::fs::create_dir_all(&paths.run).unwrap();
+        std::fs::write(&paths.daemon_yml, "nonsense: 1").unwrap();
+        std::fs::write(&paths.schedules_yml, "schedules: [{name: a, cron: x}]").unwrap();
+        std::fs::write(&paths.attach_token, "secret").unwrap();
+        std::fs::set_permissions(&paths.attach_token, std::fs::Permissions::from_mode(0o644)).unwrap();
+        let checks = look(&paths);
+        assert_eq!(failed(&checks), ["private", "daemon_yml", "schedules_yml"]);
+        let without = checks.iter().find(|check| check.verdict != Verdict::Ok && check.remedy.is_none());
+        assert_eq!(without, None);
+    }
+
+    #[test]
+    fn holder_of_the_root_and_a_moved_socket_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("x".repeat(100));
+        let paths = Paths::new(deep);
+        let _lock = lock::RootLock::acquire(&paths.pid, "daemon", std::time::Duration::ZERO).unwrap();
+        let checks = look(&paths);
+        let find = |name: &str| checks.iter().find(|check| check.name == name).unwrap();
+        assert!(find("daemon").message.contains("(daemon)"), "{:?}", find("daemon"));
+        assert_eq!(find("socket").verdict, Verdict::Warn);
+    }
+}
