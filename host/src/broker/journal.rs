@@ -220,8 +220,8 @@ impl CycleServices {
     /// # Errors
     /// What the store did not take, even when asked again: the finish must not be relied on.
     pub fn settle_up(&self, how: Settling) -> Result<(), crate::store::Error> {
-        let waiting = std::mem::take(&mut self.live().lazy);
-        for (lazy, pending) in waiting {
+        let mut waiting = std::mem::take(&mut self.live().lazy).into_iter();
+        while let Some((lazy, pending)) = waiting.next() {
             let result = match (how, pending.try_now()) {
                 (_, Ok(result)) => result,
                 (Settling::Certainly, Err(pending)) => pending.wait(),
@@ -230,9 +230,15 @@ impl CycleServices {
                     continue;
                 }
             };
-            // A full disk takes nothing and loses nothing: what it refused is handed in again.
-            if result.is_err() {
-                self.hand_in(&lazy).wait()?;
+            // A full disk takes nothing and loses nothing: what it refused is handed in again, now
+            // or at the next call.
+            if result.is_err()
+                && let Err(error) = self.hand_in(&lazy).wait()
+            {
+                let mut live = self.live();
+                live.lazy.push((lazy, Pending::ready(Err(error.clone()))));
+                live.lazy.extend(waiting);
+                return Err(error);
             }
         }
         Ok(())

@@ -10,5 +10,6 @@ pub mod lifecycle;
 pub mod mailbox;
 pub mod service_manager;
 pub mod signals;
+pub mod vitals;
 pub mod wallet;
 pub mod work;

@@ -58,6 +58,13 @@ impl Wallet {
         purse.limits.map(|limits| BudgetGate { day: day_in(&purse.zone, at), limits })
     }
 
+    /// Day and limits for a reservation, which always has a day; without a budget nothing limits it.
+    #[must_use]
+    pub fn day_and_limits(&self, at: DateTime<Utc>) -> BudgetGate {
+        let purse = self.purse();
+        BudgetGate { day: day_in(&purse.zone, at), limits: purse.limits.unwrap_or_default() }
+    }
+
     /// When the next day begins, to the second.
     #[must_use]
     pub fn next_day(&self, after: DateTime<Utc>) -> DateTime<Utc> {

@@ -1,7 +1,8 @@
 //! What a cycle's outcome means. Pure: no clock, no store; every rule is a row of the test's table.
 
-use kairos_plugin_api::{CallError, Report, Status, code};
+use kairos_plugin_api::{Report, Status, code};
 
+use crate::broker::Imposed;
 use crate::domain::mandate::CycleEnd;
 use crate::runner::RunnerError;
 
@@ -43,7 +44,7 @@ pub struct Seen {
     /// Who asked it to end.
     pub stops: Stops,
     /// The host's own answer that ended the attempt; it counts whatever the runner made of it.
-    pub imposed: Option<CallError>,
+    pub imposed: Option<Imposed>,
     /// The runner looked and was told to end.
     pub saw_stop: bool,
     /// It is code of the embedding program, whose word about a shutdown of its own is good.
@@ -75,8 +76,8 @@ impl Verdict {
 /// record that does not match; a host's answer wins over the runner's.
 #[must_use]
 pub fn conclude(outcome: &Outcome, seen: &Seen) -> Verdict {
-    let verdict = match seen.imposed.as_ref().and_then(|answer| imposed(answer, seen)) {
-        Some(verdict) => verdict,
+    let verdict = match &seen.imposed {
+        Some(why) => imposed(why, seen),
         None => returned(outcome, seen),
     };
     match verdict.end {
@@ -86,18 +87,21 @@ pub fn conclude(outcome: &Outcome, seen: &Seen) -> Verdict {
     }
 }
 
-/// The verdict of an answer of the host that ends an attempt; none for any other answer.
-fn imposed(answer: &CallError, seen: &Seen) -> Option<Verdict> {
-    let end = match answer.code.as_str() {
-        code::DIVERGED => CycleEnd::Review,
-        code::BUDGET_EXHAUSTED => CycleEnd::BudgetPause,
-        code::PAUSED => CycleEnd::ApprovalPause,
-        code::STOPPED | code::DEADLINE => return Some(stopped(seen)),
-        _ => return None,
-    };
-    let reason = (end == CycleEnd::Review).then(|| answer.code.clone());
-    let error = (end == CycleEnd::Review).then(|| answer.message.clone());
-    Some(Verdict { end, reason, error })
+/// The verdict of what the host imposed.
+fn imposed(why: &Imposed, seen: &Seen) -> Verdict {
+    match why {
+        Imposed::Stopped => stopped(seen),
+        // The services may have seen it before whoever waits for the report did.
+        Imposed::Deadline => stopped(&Seen { stops: Stops { deadline: true, ..seen.stops }, ..seen.clone() }),
+        Imposed::Store(_)
+        | Imposed::Budget(_)
+        | Imposed::Diverged { .. }
+        | Imposed::Review { .. } => Verdict {
+            end: why.end(),
+            reason: why.reason().map(ToOwned::to_owned),
+            error: (!matches!(why, Imposed::Budget(_))).then(|| why.answer().message),
+        },
+    }
 }
 
 fn returned(outcome: &Outcome, seen: &Seen) -> Verdict {
@@ -143,6 +147,8 @@ fn stopped(seen: &Seen) -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::{self, BudgetBlock};
+    use kairos_plugin_api::CallError;
 
     const NONE: Stops = Stops { cancel: false, shutdown: false, deadline: false, abandon: false };
     const CANCEL: Stops = Stops { cancel: true, ..NONE };
@@ -157,11 +163,29 @@ mod tests {
         Outcome::Failed(RunnerError::Call(CallError::new(code, "x")))
     }
 
-    fn check(outcome: &Outcome, stops: Stops, imposed: Option<&str>, end: CycleEnd, reason: Option<&str>) {
-        let imposed = imposed.map(|code| CallError::new(code, "x"));
+    fn check(
+        outcome: &Outcome,
+        stops: Stops,
+        imposed: Option<Imposed>,
+        end: CycleEnd,
+        reason: Option<&str>,
+    ) {
         let seen = Seen { stops, imposed, ..Seen::default() };
         let verdict = conclude(outcome, &seen);
         assert_eq!((verdict.end, verdict.reason.as_deref()), (end, reason), "{outcome:?} {seen:?}");
+    }
+
+    fn budget() -> Option<Imposed> {
+        let block = BudgetBlock { limit_kind: "calls", limit: 1, used: 1, calls: 1 };
+        Some(Imposed::Budget(block))
+    }
+
+    fn diverged() -> Option<Imposed> {
+        Some(Imposed::Diverged { seq: 1, detail: serde_json::Value::Null })
+    }
+
+    fn review() -> Option<Imposed> {
+        Some(Imposed::Review { seq: 1, reason: "world_changed".into(), detail: String::new() })
     }
 
     #[test]
@@ -182,14 +206,15 @@ mod tests {
             (report(S::Error, false), CANCEL, None, E::Cancelled, None),
             (report(S::Error, false), SHUTDOWN, None, E::Error, None),
             // The host's answers win over what the runner made of them.
-            (report(S::Ok, false), NONE, Some(code::BUDGET_EXHAUSTED), E::BudgetPause, None),
-            (report(S::Ok, false), NONE, Some(code::DIVERGED), E::Review, Some("diverged")),
-            (report(S::Ok, false), CANCEL, Some(code::DIVERGED), E::Review, Some("diverged")),
-            (failed(code::PAUSED), NONE, Some(code::PAUSED), E::ApprovalPause, None),
-            (failed(code::BUDGET_EXHAUSTED), CANCEL, Some(code::BUDGET_EXHAUSTED), E::Cancelled, None),
-            (report(S::Ok, false), SHUTDOWN, Some(code::STOPPED), E::Interrupted, None),
-            (report(S::Ok, false), CANCEL, Some(code::STOPPED), E::Cancelled, None),
-            (failed(code::FAILED), NONE, Some(code::DENIED), E::Error, Some("failed")),
+            (report(S::Ok, false), NONE, budget(), E::BudgetPause, None),
+            (report(S::Ok, false), NONE, diverged(), E::Review, Some("diverged")),
+            (report(S::Ok, false), CANCEL, diverged(), E::Review, Some("diverged")),
+            (failed(code::PAUSED), NONE, review(), E::Review, Some("world_changed")),
+            (failed(code::BUDGET_EXHAUSTED), CANCEL, budget(), E::Cancelled, None),
+            (report(S::Ok, false), SHUTDOWN, Some(Imposed::Stopped), E::Interrupted, None),
+            (report(S::Ok, false), CANCEL, Some(Imposed::Stopped), E::Cancelled, None),
+            (report(S::Ok, false), NONE, Some(Imposed::Deadline), E::Error, Some("deadline")),
+            (failed(code::STOPPED), NONE, Some(Imposed::Store(store::Error::Closed)), E::Interrupted, Some("store")),
             // A host's word in the runner's mouth is only an error.
             (failed(code::BUDGET_EXHAUSTED), NONE, None, E::Error, Some("budget_exhausted")),
             (failed(code::DIVERGED), NONE, None, E::Error, Some("diverged")),

@@ -8,13 +8,14 @@ use std::task::Poll;
 use std::time::Duration;
 
 use kairos_plugin_api::{Report, Usage};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
-use super::conclude::{Outcome, Seen, Verdict, conclude};
+use super::conclude::{Outcome, Seen, Stops, Verdict, conclude};
 use super::host_calls::CycleHost;
 use super::ports::Services;
 use super::slots::{HoldKind, Running, Stuck};
 use super::{Inner, OnLogError};
+use crate::broker::Settling;
 use crate::domain::mandate::{CycleEnd, MandateState};
 use crate::runner::{Generation, RunnerError};
 use crate::store::{self, ClaimedCycle, FinishRequest, Finished, Pending};
@@ -102,6 +103,14 @@ impl Inner {
             },
         };
         let recorded = self.finish(&cycle, &running, &ran, chain).await;
+        if let Some(services) = ran.services.clone() {
+            // Their commit was the finish's or an earlier one, so the answers are there.
+            self.runtime.spawn_blocking(move || {
+                if let Err(error) = services.settle_up(Settling::Certainly) {
+                    tracing::error!(%error, "daemon_cycle_record_incomplete");
+                }
+            });
+        }
         drop(registered);
         match recorded {
             Some(finished) => {
@@ -134,21 +143,36 @@ impl Inner {
         let clock = &self.parts.clock;
         let until = generation.deadline().map(|limit| clock.monotonic() + limit);
         let deadline = generation.deadline().map(|limit| clock.now() + limit);
-        let services = self.parts.services.open(cycle, until);
-        running.attach(&services);
-        let host = CycleHost::new(cycle, Arc::clone(&services), deadline, Arc::clone(clock));
-        let host = Arc::new(host);
+        let open = Arc::clone(&*self.services.read().unwrap_or_else(PoisonError::into_inner));
+        let services = open.open(cycle, Arc::clone(&running.signal), deadline);
+        let host = Arc::new(CycleHost::new(Arc::clone(&services)));
         let answer = generation.start(cycle.mandate.clone(), Arc::clone(&host) as _);
         let outcome = self.await_report(answer, running, until, &generation, number).await;
         host.close();
         let seen = Seen {
             stops: running.stops(),
-            imposed: services.imposed(),
+            imposed: services.outcome(),
             saw_stop: host.saw_stop(),
             builtin: generation.identity().abi == "builtin",
         };
         let verdict = conclude(&outcome, &seen);
+        self.settle_up(&services, running).await;
         Ok(Ran { verdict, report: report_of(&outcome), services: Some(services) })
+    }
+
+    /// What the services handed to the store must be in it, or ride on the finish, before the
+    /// finish can be relied on.
+    async fn settle_up(&self, services: &Arc<dyn Services>, running: &Running) {
+        let mut stops = running.watch();
+        loop {
+            let services = Arc::clone(services);
+            let settled = tokio::task::spawn_blocking(move || services.settle_up(Settling::Lazily)).await;
+            match settled {
+                Ok(Ok(())) | Err(_) => return,
+                Ok(Err(error)) if !self.wait_out(&error, &mut stops).await => return,
+                Ok(Err(_)) => {}
+            }
+        }
     }
 
     async fn open_log(&self, mandate: &str) -> Result<(), NotStarted> {
@@ -322,7 +346,9 @@ impl Inner {
             reason: ran.verdict.reason.clone(),
             report: ran.report.clone(),
             error: ran.verdict.error.clone(),
-            claimed: services.map_or(Usage::ZERO, |services| services.claimed(ran.report.as_ref())),
+            claimed: services
+                .zip(ran.report.as_ref())
+                .map_or(Usage::ZERO, |(services, report)| services.claimed_beyond(report)),
             state_puts: services.filter(|_| lands).map(Services::state_puts).unwrap_or_default(),
             pause_after_failures: side.zip(schedule).and_then(|(side, name)| side.failure_limit(name)),
             claim: None,
@@ -369,20 +395,27 @@ impl Inner {
                     self.store_works();
                     return Some(answer);
                 }
-                Err(error) => {
-                    self.store_fails(&error);
-                    let passes = matches!(error, store::Error::Full { .. } | store::Error::ReadOnly { .. });
-                    let again = self.parts.clock.monotonic() + RECORD_AGAIN;
-                    if !passes || (stops.borrow().shutdown && stops.borrow().abandon) {
-                        return None;
-                    }
-                    tokio::select! {
-                        () = self.parts.clock.sleep_until(again) => {}
-                        Ok(()) = stops.changed() => {}
-                    }
-                }
+                Err(error) if !self.wait_out(&error, &mut stops).await => return None,
+                Err(_) => {}
             }
         }
+    }
+
+    /// After an error of the store: true when it is worth asking again, after a while. Not when
+    /// it will not pass, or when a drain no longer waits.
+    async fn wait_out(&self, error: &store::Error, stops: &mut watch::Receiver<Stops>) -> bool {
+        self.store_fails(error);
+        let passes = matches!(error, store::Error::Full { .. } | store::Error::ReadOnly { .. });
+        let now = *stops.borrow_and_update();
+        if !passes || (now.shutdown && now.abandon) {
+            return false;
+        }
+        let again = self.parts.clock.monotonic() + RECORD_AGAIN;
+        tokio::select! {
+            () = self.parts.clock.sleep_until(again) => {}
+            Ok(()) = stops.changed() => {}
+        }
+        true
     }
 }
 

@@ -77,7 +77,7 @@ pub struct Parts {
     pub store: Arc<dyn Store>,
     /// The runners.
     pub runners: Arc<Runners>,
-    /// The broker.
+    /// The broker; [`Dispatch::set_services`] replaces it.
     pub services: Arc<dyn OpenServices>,
     /// The write-ahead log; none runs without.
     pub log: Option<Arc<dyn CycleLog>>,
@@ -92,6 +92,7 @@ pub struct Dispatch(Arc<Inner>);
 struct Inner {
     parts: Parts,
     settings: RwLock<Settings>,
+    services: RwLock<Arc<dyn OpenServices>>,
     offers: RwLock<Offers>,
     slots: Arc<Semaphore>,
     table: Mutex<Table>,
@@ -134,6 +135,7 @@ impl Dispatch {
     pub fn new(parts: Parts, settings: Settings) -> Self {
         let slots = settings.slots.clamp(1, SLOTS_MAX);
         let dispatch = Self(Arc::new(Inner {
+            services: RwLock::new(Arc::clone(&parts.services)),
             parts,
             settings: RwLock::new(settings),
             offers: RwLock::default(),
@@ -230,6 +232,11 @@ impl Dispatch {
             table.wanted = true;
         }
         self.0.kick();
+    }
+
+    /// Cycles that begin from now on get their services from here.
+    pub fn set_services(&self, services: Arc<dyn OpenServices>) {
+        *self.0.services.write().unwrap_or_else(PoisonError::into_inner) = services;
     }
 
     /// The set of runners, or what one offers, has changed.

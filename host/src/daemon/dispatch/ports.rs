@@ -2,36 +2,67 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
-use kairos_plugin_api::{CallError, Report, Usage};
+use chrono::{DateTime, Utc};
+use kairos_plugin_api::{Report, Usage};
 use serde_json::Value;
 
-use crate::store::ClaimedCycle;
+use crate::broker::stop::StopSignal;
+use crate::broker::{Broker, CycleServices, Imposed, Settling};
+use crate::runner::HostCalls;
+use crate::store::{self, ClaimedCycle};
+use crate::wal::Wal;
 
-/// The broker's side of one attempt of a cycle. Called from runner threads and from the loop.
-pub trait Services: Send + Sync + 'static {
-    /// One call of the context; may block.
-    ///
-    /// # Errors
-    /// The host's answer when there is no result.
-    fn call(&self, method: &str, request: &[u8]) -> Result<Vec<u8>, CallError>;
-    /// Asks the cycle to end: waiting calls are given up, later ones are answered so.
-    fn stop(&self);
-    /// True once it was asked.
-    fn is_stopped(&self) -> bool;
-    /// The answer that ended the attempt, if one did.
-    fn imposed(&self) -> Option<CallError>;
-    /// What `report` claims beyond what was metered and noted in this cycle.
-    fn claimed(&self, report: Option<&Report>) -> Usage;
+/// The broker's side of one attempt of a cycle.
+pub trait Services: HostCalls {
+    /// Why the host ended the attempt, if it did.
+    fn outcome(&self) -> Option<Imposed>;
+    /// What a report claims beyond what was metered and booked.
+    fn claimed_beyond(&self, report: &Report) -> Usage;
     /// The runner's state changes.
     fn state_puts(&self) -> HashMap<String, Value>;
+    /// Makes sure that what was handed to the store is in it. May block.
+    ///
+    /// # Errors
+    /// What the store did not take.
+    fn settle_up(&self, how: Settling) -> store::Result<()>;
 }
 
-/// Opens the broker's services for an attempt.
+impl Services for CycleServices {
+    fn outcome(&self) -> Option<Imposed> {
+        Self::outcome(self)
+    }
+    fn claimed_beyond(&self, report: &Report) -> Usage {
+        Self::claimed_beyond(self, report)
+    }
+    fn state_puts(&self) -> HashMap<String, Value> {
+        Self::state_puts(self)
+    }
+    fn settle_up(&self, how: Settling) -> store::Result<()> {
+        Self::settle_up(self, how)
+    }
+}
+
+/// Opens the services of an attempt.
 pub trait OpenServices: Send + Sync + 'static {
-    /// `until` is the deadline on the clock's monotonic side.
-    fn open(&self, cycle: &ClaimedCycle, until: Option<Duration>) -> Arc<dyn Services>;
+    /// `stop` is given when the attempt should end.
+    fn open(
+        &self,
+        cycle: &ClaimedCycle,
+        stop: Arc<StopSignal>,
+        deadline: Option<DateTime<Utc>>,
+    ) -> Arc<dyn Services>;
+}
+
+impl OpenServices for Arc<Broker> {
+    fn open(
+        &self,
+        cycle: &ClaimedCycle,
+        stop: Arc<StopSignal>,
+        deadline: Option<DateTime<Utc>>,
+    ) -> Arc<dyn Services> {
+        self.cycle(cycle.clone(), stop, deadline)
+    }
 }
 
 /// The write-ahead log as dispatch sees it.
@@ -41,6 +72,12 @@ pub trait CycleLog: Send + Sync + 'static {
     /// # Errors
     /// Why it cannot; the cycle is not to start.
     fn prepare(&self, mandate: &str) -> Result<(), String>;
+}
+
+impl CycleLog for Wal {
+    fn prepare(&self, mandate: &str) -> Result<(), String> {
+        self.prepare_blocking(mandate).map_err(|error| error.to_string())
+    }
 }
 
 /// What dispatch needs to know of schedules when a cycle of theirs ends.

@@ -2,14 +2,14 @@
 //! clock of its own; everything durable is the store's.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use tokio::sync::watch;
 
 use super::conclude::Stops;
-use super::ports::Services;
+use crate::broker::stop::StopSignal;
 use crate::store::{BudgetBlock, ClaimedCycle};
 
 /// First and longest wait before something that failed is tried again.
@@ -41,8 +41,9 @@ pub(super) struct Hold {
 pub(super) struct Running {
     pub(super) mandate: String,
     pub(super) runner: String,
+    /// For the runner and for what waits on its behalf.
+    pub(super) signal: Arc<StopSignal>,
     stops: watch::Sender<Stops>,
-    services: Mutex<Option<Arc<dyn Services>>>,
 }
 
 impl Running {
@@ -50,26 +51,15 @@ impl Running {
         Self {
             mandate: cycle.mandate.id.clone(),
             runner: cycle.runner.clone(),
+            signal: StopSignal::new(),
             stops: watch::Sender::new(Stops::default()),
-            services: Mutex::default(),
         }
     }
 
     /// Asks it to end, for the reasons that `mark` sets.
     pub(super) fn stop(&self, mark: impl FnOnce(&mut Stops)) {
         self.stops.send_modify(mark);
-        if let Some(services) = &*self.services.lock().unwrap_or_else(PoisonError::into_inner) {
-            services.stop();
-        }
-    }
-
-    /// From now on a stop reaches these services too; one that came before reaches them now.
-    pub(super) fn attach(&self, services: &Arc<dyn Services>) {
-        let mut place = self.services.lock().unwrap_or_else(PoisonError::into_inner);
-        *place = Some(Arc::clone(services));
-        if self.stops().any() {
-            services.stop();
-        }
+        self.signal.stop();
     }
 
     pub(super) fn stops(&self) -> Stops {
