@@ -93,14 +93,13 @@ fn imposed(why: &Imposed, seen: &Seen) -> Verdict {
         Imposed::Stopped => stopped(seen),
         // The services may have seen it before whoever waits for the report did.
         Imposed::Deadline => stopped(&Seen { stops: Stops { deadline: true, ..seen.stops }, ..seen.clone() }),
-        Imposed::Store(_)
-        | Imposed::Budget(_)
-        | Imposed::Diverged { .. }
-        | Imposed::Review { .. } => Verdict {
-            end: why.end(),
-            reason: why.reason().map(ToOwned::to_owned),
-            error: (!matches!(why, Imposed::Budget(_))).then(|| why.answer().message),
-        },
+        Imposed::Store(_) | Imposed::Budget(_) | Imposed::Diverged { .. } | Imposed::Review { .. } => {
+            Verdict {
+                end: why.end(),
+                reason: why.reason().map(ToOwned::to_owned),
+                error: (!matches!(why, Imposed::Budget(_))).then(|| why.answer().message),
+            }
+        }
     }
 }
 
@@ -163,13 +162,7 @@ mod tests {
         Outcome::Failed(RunnerError::Call(CallError::new(code, "x")))
     }
 
-    fn check(
-        outcome: &Outcome,
-        stops: Stops,
-        imposed: Option<Imposed>,
-        end: CycleEnd,
-        reason: Option<&str>,
-    ) {
+    fn check(outcome: &Outcome, stops: Stops, imposed: Option<Imposed>, end: CycleEnd, reason: Option<&str>) {
         let seen = Seen { stops, imposed, ..Seen::default() };
         let verdict = conclude(outcome, &seen);
         assert_eq!((verdict.end, verdict.reason.as_deref()), (end, reason), "{outcome:?} {seen:?}");
@@ -214,7 +207,13 @@ mod tests {
             (report(S::Ok, false), SHUTDOWN, Some(Imposed::Stopped), E::Interrupted, None),
             (report(S::Ok, false), CANCEL, Some(Imposed::Stopped), E::Cancelled, None),
             (report(S::Ok, false), NONE, Some(Imposed::Deadline), E::Error, Some("deadline")),
-            (failed(code::STOPPED), NONE, Some(Imposed::Store(store::Error::Closed)), E::Interrupted, Some("store")),
+            (
+                failed(code::STOPPED),
+                NONE,
+                Some(Imposed::Store(store::Error::Closed)),
+                E::Interrupted,
+                Some("store"),
+            ),
             // A host's word in the runner's mouth is only an error.
             (failed(code::BUDGET_EXHAUSTED), NONE, None, E::Error, Some("budget_exhausted")),
             (failed(code::DIVERGED), NONE, None, E::Error, Some("diverged")),
