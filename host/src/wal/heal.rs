@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::file::{self, OpenLog};
@@ -63,12 +64,20 @@ pub struct HealReport {
     pub to_archive: Vec<String>,
 }
 
+impl HealReport {
+    /// Mandates that go to review: a cycle of theirs that recovery handed out must not go on.
+    pub fn reviewed(&self) -> impl Iterator<Item = &str> {
+        let ahead = self.healed.iter().filter(|(_, healed)| matches!(healed, Healed::Ahead { .. }));
+        ahead.map(|(mandate, _)| mandate.as_str())
+    }
+}
+
 /// Heals every log whose lines are in the store. Cost follows these, not history.
 ///
 /// # Errors
 /// Only when the store cannot be read or the directory cannot be listed; one bad file never stops
 /// the others.
-pub fn heal(dir: &Path, source: &dyn Source) -> Result<HealReport> {
+pub fn heal(dir: &Path, source: &dyn Source, now: DateTime<Utc>) -> Result<HealReport> {
     files::create_dirs(dir)?;
     files::sweep_temporaries(dir)?;
     let mut report = HealReport::default();
@@ -79,7 +88,7 @@ pub fn heal(dir: &Path, source: &dyn Source) -> Result<HealReport> {
         match heal_one(dir, source, &head) {
             Ok((Healed::Equal, _)) => {}
             Ok((healed, _)) => {
-                tell(source, &id, &healed);
+                tell(source, &id, &healed, now);
                 if healed == Healed::Archived {
                     archived.push((id, head.seq));
                     continue;
@@ -259,7 +268,7 @@ pub fn joined(lines: &[String]) -> Vec<u8> {
 }
 
 /// Says what was done, as loudly as it deserves.
-pub fn tell(source: &dyn Source, mandate: &str, healed: &Healed) {
+pub fn tell(source: &dyn Source, mandate: &str, healed: &Healed, now: DateTime<Utc>) {
     match healed {
         Healed::Equal | Healed::Archived => {}
         Healed::Appended => tracing::debug!(mandate, "wal_healed"),
@@ -271,7 +280,7 @@ pub fn tell(source: &dyn Source, mandate: &str, healed: &Healed) {
         Healed::Ahead { kept } => {
             tracing::error!(mandate, kept, "wal_ahead_of_store");
             // Committed with the next transaction; the file shows it then.
-            drop(source.to_review(mandate, AHEAD, format!("the file is kept as {kept}")));
+            drop(source.to_review(mandate, AHEAD, format!("the file is kept as {kept}"), now));
         }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::archive::{self, Retention};
 use super::file::OpenLog;
 use super::heal::{self, Healed};
-use super::{Error, Result, Source, file};
+use super::{Error, Result, Settings, Source, file};
 use crate::store::{Committed, WalHead};
 use crate::sys::clock::Clock;
 
@@ -22,6 +22,7 @@ pub struct Projector {
     dir: PathBuf,
     source: Arc<dyn Source>,
     retention: Retention,
+    clock: Arc<dyn Clock>,
     open: HashMap<String, Slot>,
     /// Grows with every use; the smallest is the one idle longest.
     uses: u64,
@@ -39,15 +40,16 @@ struct Slot {
 impl Projector {
     /// Starts with what healing left to do.
     pub fn new(
-        dir: PathBuf,
+        settings: &Settings,
         source: Arc<dyn Source>,
-        retention: Retention,
+        clock: Arc<dyn Clock>,
         healed: &heal::HealReport,
     ) -> Self {
         Self {
-            dir,
+            dir: settings.dir.clone(),
             source,
-            retention,
+            retention: settings.retention,
+            clock,
             open: HashMap::new(),
             uses: 0,
             behind: healed.failed.iter().cloned().collect(),
@@ -131,7 +133,7 @@ impl Projector {
     ///
     /// # Errors
     /// The mandates stay on the list; the disk should be given some time.
-    pub fn archive_some(&mut self, clock: &dyn Clock) -> Result<()> {
+    pub fn archive_some(&mut self) -> Result<()> {
         let batch: Vec<String> = self.ended.iter().take(ARCHIVE_BATCH).cloned().collect();
         let mut ready = Vec::new();
         for mandate in &batch {
@@ -145,13 +147,13 @@ impl Projector {
             // A failed request only means that the lines stay longer than they must.
             drop(self.source.archived(done));
         }
-        self.sweep(clock);
+        self.sweep();
         Ok(())
     }
 
     /// Removes archives and kept evidence that are past their time.
-    pub fn sweep(&self, clock: &dyn Clock) {
-        match archive::sweep(&self.dir, self.retention, clock.now()) {
+    pub fn sweep(&self) {
+        match archive::sweep(&self.dir, self.retention, self.clock.now()) {
             Ok(0) => {}
             Ok(removed) => tracing::info!(removed, "wal_retention_swept"),
             Err(error) => tracing::warn!(error = %error, "wal_retention_failed"),
@@ -165,7 +167,7 @@ impl Projector {
         let whole = self.open.remove(mandate).is_some_and(|slot| slot.log.next == head.seq + 1);
         if !whole {
             let (healed, _) = heal::heal_one(&self.dir, self.source.as_ref(), &head)?;
-            heal::tell(self.source.as_ref(), mandate, &healed);
+            heal::tell(self.source.as_ref(), mandate, &healed, self.clock.now());
             self.behind.remove(mandate);
             if healed == Healed::Archived {
                 drop(self.source.archived(vec![(head.mandate, head.seq)]));
@@ -223,7 +225,7 @@ impl Projector {
             return Ok(());
         };
         let (healed, log) = heal::heal_one(&self.dir, self.source.as_ref(), &head)?;
-        heal::tell(self.source.as_ref(), mandate, &healed);
+        heal::tell(self.source.as_ref(), mandate, &healed, self.clock.now());
         self.behind.remove(mandate);
         if let Some(log) = log {
             self.keep_open(mandate, log);

@@ -87,8 +87,8 @@ impl Wal {
     /// # Errors
     /// When the directory or the store cannot be read; a single bad file is in the report instead.
     pub fn attach(&self, source: Arc<dyn Source>) -> Result<HealReport> {
-        let report = heal(&self.settings.dir, source.as_ref())?;
-        let projector = Projector::new(self.settings.dir.clone(), source, self.settings.retention, &report);
+        let report = heal(&self.settings.dir, source.as_ref(), self.clock.now())?;
+        let projector = Projector::new(&self.settings, source, Arc::clone(&self.clock), &report);
         let (queue, clock) = (Arc::clone(&self.queue), Arc::clone(&self.clock));
         let thread = std::thread::Builder::new()
             .name("kairos-wal".to_owned())
@@ -223,7 +223,7 @@ impl Queue {
 
 /// The thread: hears, writes, and does the slow things when it is quiet.
 fn run(mut projector: Projector, queue: &Queue, clock: &dyn Clock) {
-    projector.sweep(clock);
+    projector.sweep();
     let mut failing = false;
     let (mut next_try, mut next_archive) = (Duration::ZERO, Duration::ZERO);
     loop {
@@ -250,7 +250,7 @@ fn run(mut projector: Projector, queue: &Queue, clock: &dyn Clock) {
         let wanted = projector.to_archive() > if quiet { 0 } else { ARCHIVE_ANYWAY };
         if wanted
             && clock.monotonic() >= next_archive
-            && let Err(error) = projector.archive_some(clock)
+            && let Err(error) = projector.archive_some()
         {
             tracing::warn!(error = %error, "wal_archive_failed");
             next_archive = clock.monotonic() + ARCHIVE_RETRY;

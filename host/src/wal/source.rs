@@ -1,7 +1,9 @@
 //! What the projection needs of the store: the lines it is a copy of. Never called on the store's
 //! writer thread.
 
-use crate::store::{self, Pending, WalHead};
+use chrono::{DateTime, Utc};
+
+use crate::store::{self, Pending, SqliteStore, Store, WalHead};
 
 /// The store, as the log files see it.
 pub trait Source: Send + Sync + 'static {
@@ -29,5 +31,39 @@ pub trait Source: Send + Sync + 'static {
     fn archived(&self, mandates: Vec<(String, u64)>) -> Pending<()>;
 
     /// Sends an open mandate to review with that reason; an ended one only gets an event.
-    fn to_review(&self, mandate: &str, reason: &'static str, detail: String) -> Pending<()>;
+    fn to_review(
+        &self,
+        mandate: &str,
+        reason: &'static str,
+        detail: String,
+        now: DateTime<Utc>,
+    ) -> Pending<()>;
+}
+
+impl Source for SqliteStore {
+    fn unarchived(&self) -> store::Result<Vec<WalHead>> {
+        self.unarchived_logs()
+    }
+
+    fn lines(&self, mandate: &str, from: u64) -> store::Result<Vec<String>> {
+        self.wal_lines(mandate, from)
+    }
+
+    fn head(&self, mandate: &str) -> store::Result<Option<WalHead>> {
+        self.log_head(mandate)
+    }
+
+    fn archived(&self, mandates: Vec<(String, u64)>) -> Pending<()> {
+        self.forget_lines(mandates)
+    }
+
+    fn to_review(
+        &self,
+        mandate: &str,
+        reason: &'static str,
+        detail: String,
+        now: DateTime<Utc>,
+    ) -> Pending<()> {
+        self.log_disagrees(mandate, reason, detail, now)
+    }
 }

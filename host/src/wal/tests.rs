@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use proptest::prelude::*;
 use serde_json::{Map, json};
 
@@ -88,7 +88,13 @@ impl Source for Fake {
         Pending::ready(Ok(()))
     }
 
-    fn to_review(&self, mandate: &str, reason: &'static str, _detail: String) -> Pending<()> {
+    fn to_review(
+        &self,
+        mandate: &str,
+        reason: &'static str,
+        _detail: String,
+        _now: DateTime<Utc>,
+    ) -> Pending<()> {
         self.review.lock().unwrap().push(format!("{mandate}: {reason}"));
         Pending::ready(Ok(()))
     }
@@ -111,10 +117,10 @@ fn healed(fake: &Fake, bytes: Option<&[u8]>) -> (Option<Healed>, tempfile::TempD
     if let Some(bytes) = bytes {
         fs::write(&path, bytes).unwrap();
     }
-    let report = heal(dir.path(), fake).unwrap();
+    let report = heal(dir.path(), fake, Utc::now()).unwrap();
     assert_eq!(report.failed, []);
     assert_eq!(fs::read(&path).unwrap(), fake.text("m"));
-    let again = heal(dir.path(), fake).unwrap();
+    let again = heal(dir.path(), fake, Utc::now()).unwrap();
     assert!(again.healed.is_empty(), "{:?}", again.healed);
     (report.healed.into_iter().next().map(|(_, healed)| healed), dir)
 }
@@ -232,7 +238,7 @@ fn one_log_that_cannot_be_healed_does_not_stop_the_others() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("a.wal.jsonl")).unwrap();
     fs::write(dir.path().join("stranger.wal.jsonl"), b"{\"op\":\"append\"}\n").unwrap();
-    let report = heal(dir.path(), &fake).unwrap();
+    let report = heal(dir.path(), &fake, Utc::now()).unwrap();
     assert_eq!(report.failed.len(), 1);
     assert_eq!(report.failed[0].0, "a");
     assert_eq!(report.strangers, ["stranger"]);
@@ -277,11 +283,13 @@ struct Hand {
 fn by_hand() -> Hand {
     let dir = tempfile::tempdir().unwrap();
     let fake = Arc::new(Fake::default());
-    let report = heal(dir.path(), fake.as_ref()).unwrap();
+    let report = heal(dir.path(), fake.as_ref(), Utc::now()).unwrap();
     let retention = Retention { max_age: Duration::from_secs(86_400), max_files: 2 };
-    let projector =
-        Projector::new(dir.path().to_owned(), Arc::clone(&fake) as Arc<dyn Source>, retention, &report);
-    Hand { dir, fake, projector, clock: ManualClock::at(Utc::now()) }
+    let settings = Settings { dir: dir.path().to_owned(), retention };
+    let clock = ManualClock::at(Utc::now());
+    let source = Arc::clone(&fake) as Arc<dyn Source>;
+    let projector = Projector::new(&settings, source, Arc::new(clock.clone()), &report);
+    Hand { dir, fake, projector, clock }
 }
 
 impl Hand {
@@ -371,7 +379,7 @@ fn an_ended_log_is_packed_and_only_then_leaves_the_store() {
     let end = hand.fake.end("m", true);
     hand.projector.take(vec![lines, end]);
     assert_eq!(hand.projector.to_archive(), 1);
-    hand.projector.archive_some(&hand.clock).unwrap();
+    hand.projector.archive_some().unwrap();
     assert!(!hand.path("m").exists());
     assert_eq!(file::read_archive(&hand.gz("m")).unwrap().unwrap(), text);
     assert!(hand.fake.text("m").is_empty());
@@ -387,7 +395,7 @@ fn a_mandate_tried_again_goes_on_in_its_old_log() {
     let before = hand.fake.text("m");
     let end = hand.fake.end("m", true);
     hand.projector.take(vec![lines, end]);
-    hand.projector.archive_some(&hand.clock).unwrap();
+    hand.projector.archive_some().unwrap();
     hand.fake.end("m", false);
     let more = hand.fake.commit("m", 2);
     hand.projector.take(vec![more]);
@@ -395,11 +403,11 @@ fn a_mandate_tried_again_goes_on_in_its_old_log() {
     assert_eq!(fs::read(hand.path("m")).unwrap(), whole);
     // A crash here must not lose the earlier lines either.
     fs::write(hand.path("m"), &whole[..whole.len() - 7]).unwrap();
-    heal(hand.dir.path(), hand.fake.as_ref()).unwrap();
+    heal(hand.dir.path(), hand.fake.as_ref(), Utc::now()).unwrap();
     assert_eq!(fs::read(hand.path("m")).unwrap(), whole);
     let end = hand.fake.end("m", true);
     hand.projector.take(vec![end]);
-    hand.projector.archive_some(&hand.clock).unwrap();
+    hand.projector.archive_some().unwrap();
     assert_eq!(file::read_archive(&hand.gz("m")).unwrap().unwrap(), whole);
 }
 
@@ -411,7 +419,7 @@ fn an_archive_cut_short_by_a_crash_is_finished_at_the_next_start() {
     hand.fake.end("m", true);
     // The archive is durable, the original is gone, the lines are still in the store.
     fs::write(hand.gz("m"), file::pack(&text).unwrap()).unwrap();
-    let report = heal(hand.dir.path(), hand.fake.as_ref()).unwrap();
+    let report = heal(hand.dir.path(), hand.fake.as_ref(), Utc::now()).unwrap();
     assert!(report.healed.is_empty() && report.to_archive.is_empty());
     assert!(hand.fake.text("m").is_empty());
     assert!(!hand.path("m").exists());
@@ -420,7 +428,7 @@ fn an_archive_cut_short_by_a_crash_is_finished_at_the_next_start() {
     hand.fake.commit("m", 3);
     hand.fake.end("m", true);
     fs::write(hand.gz("m"), b"\x1f\x8bnonsense").unwrap();
-    let report = heal(hand.dir.path(), hand.fake.as_ref()).unwrap();
+    let report = heal(hand.dir.path(), hand.fake.as_ref(), Utc::now()).unwrap();
     assert_eq!(report.to_archive, ["m"]);
     hand.same("m");
 }
@@ -434,10 +442,10 @@ fn archives_past_their_age_or_number_go() {
         let end = hand.fake.end(&mandate, true);
         hand.projector.take(vec![lines, end]);
     }
-    hand.projector.archive_some(&hand.clock).unwrap();
+    hand.projector.archive_some().unwrap();
     assert_eq!(kept_pieces(hand.dir.path(), ".gz"), 2);
     hand.clock.step_wall(hand.clock.now() + chrono::TimeDelta::days(2));
-    hand.projector.sweep(&hand.clock);
+    hand.projector.sweep();
     assert_eq!(kept_pieces(hand.dir.path(), ".gz"), 0);
 }
 
@@ -518,4 +526,82 @@ fn verifying_names_every_bad_file_and_its_kind() {
     let standings: Vec<&str> = shown.iter().map(|line| line.standing).collect();
     assert_eq!(standings, ["bad", "unproven", "unproven"]);
     assert!(matches!(show(dir, "nobody"), Err(Error::NotFound { .. })));
+}
+
+#[test]
+fn a_real_store_keeps_lines_until_their_archive_is_made() {
+    use crate::domain::schedule::{MandateBounds, Overlap};
+    use crate::store::*;
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Arc::new(ManualClock::at(Utc::now()));
+    let retention = Retention::default();
+    let settings = Settings { dir: dir.path().join("wal"), retention };
+    let wal = Wal::new(settings.clone(), Arc::clone(&clock) as Arc<dyn Clock>);
+    let store = SqliteStore::in_memory_with(Some(Arc::clone(&wal) as Arc<dyn CommitSink>)).unwrap();
+    wal.attach(Arc::new(store.clone())).unwrap();
+    let now = clock.now();
+    let new = NewMandate {
+        id: "m".into(),
+        origin: Origin::Manual,
+        request_id: None,
+        schedule: None,
+        nominal: None,
+        goal: "tidy".into(),
+        runner: "stub".into(),
+        scope: None,
+        overlap: Overlap::Queue,
+        bounds: MandateBounds::default(),
+        again: false,
+        now,
+    };
+    store.add(new).wait().unwrap();
+    let offer = RunnerOffer { generation: "g".into(), phases: false };
+    let offers = Arc::new([("stub".to_owned(), offer)].into());
+    let claim = ClaimRequest { now, max: 1, gate: None, offers };
+    let claimed = store.claim(claim).wait().unwrap().claimed;
+    assert_eq!(claimed.len(), 1);
+    wal.prepare_blocking("m").unwrap();
+    let path = dir.path().join("wal/m.wal.jsonl");
+    let text = || heal::joined(&store.wal_lines("m", 0).unwrap());
+    assert_eq!(fs::read(&path).unwrap(), text());
+    store.command("m".into(), MandateCommand::Stop { note: None }, now).wait().unwrap();
+    let finish = FinishRequest {
+        mandate: "m".into(),
+        cycle: 1,
+        attempt: 1,
+        now,
+        day: "2026-11-22".into(),
+        end: crate::domain::mandate::CycleEnd::Done,
+        reason: None,
+        report: None,
+        error: None,
+        claimed: kairos_plugin_api::Usage::ZERO,
+        state_puts: Default::default(),
+        pause_after_failures: None,
+        claim: None,
+    };
+    store.finish(finish).wait().unwrap();
+    assert_eq!(wal.flush(), Health::default());
+    let whole = text();
+    assert_eq!(fs::read(&path).unwrap(), whole);
+    wal.close();
+    let head = store.log_head("m").unwrap().unwrap();
+    assert_eq!(store.unarchived_logs().unwrap(), [head.clone()]);
+
+    let report = heal(&settings.dir, &store, now).unwrap();
+    assert_eq!(report.to_archive, ["m"]);
+    let source: Arc<dyn Source> = Arc::new(store.clone());
+    let mut projector = Projector::new(&settings, source, clock, &report);
+    projector.archive_some().unwrap();
+    // The forgetting is lazy; the next commit carries it.
+    store
+        .event(NewEvent { at: now, kind: "test", schedule: None, mandate: None, details: json!(null) })
+        .wait()
+        .unwrap();
+    assert!(store.unarchived_logs().unwrap().is_empty());
+    assert_eq!(store.log_head("m").unwrap().unwrap(), head);
+    let archive = file::archive_path(&settings.dir, "m").unwrap();
+    assert_eq!(file::read_archive(&archive).unwrap().unwrap(), whole);
+    let report = verify_dir(&settings.dir, Some(&store), None, &mut |_, _| {}).unwrap();
+    assert!(report.is_fine() && report.findings.is_empty(), "{report:?}");
 }

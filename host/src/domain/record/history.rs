@@ -176,17 +176,9 @@ impl History {
         });
         let plan_id = text(line, "plan_id");
         let plan = Plan { plan_id, commit: line.clone(), steps: steps.collect(), ..Plan::default() };
-        // The same plan committed again takes the former's place, as in the reference.
-        match self.plans.iter().position(|known| known.plan_id.is_some() && known.plan_id == plan.plan_id) {
-            Some(at) => {
-                self.plans[at] = plan;
-                at
-            }
-            None => {
-                self.plans.push(plan);
-                self.plans.len() - 1
-            }
-        }
+        // Committed again after a start that was given back: later lines are the later plan's.
+        self.plans.push(plan);
+        self.plans.len() - 1
     }
 
     /// The plan a line names; else, the latest that has that step; else one made up for such lines.

@@ -13,6 +13,7 @@ mod finish;
 mod fire;
 mod ledger;
 mod lines;
+pub mod maintenance;
 mod open;
 mod queue;
 mod read;
