@@ -14,7 +14,7 @@ use super::chronos::{Chronos, TickOutcome};
 use super::claims::Claims;
 use super::dispatch::Dispatch;
 use super::dispatch::ports::ScheduleSide;
-use super::heartbeat::{Heartbeat, Pulse};
+use super::heartbeat::{self, Beat, Heartbeat, Pulse};
 use super::mailbox::{Command, Inbox, Phase, Work};
 use super::vitals::Vitals;
 use super::work::Hands;
@@ -36,8 +36,6 @@ pub struct Parts {
     pub dispatch: Dispatch,
     /// Says that the daemon lives.
     pub heartbeat: Option<Arc<Heartbeat>>,
-    /// Time between two beats.
-    pub heartbeat_interval: Duration,
     /// The daemon's phase, see [`super::mailbox::Mailbox::watch_phase`].
     pub phase: watch::Receiver<Phase>,
 }
@@ -45,8 +43,10 @@ pub struct Parts {
 /// See the module. Shared behind an `Arc`.
 pub struct Engine {
     parts: Parts,
+    tick_interval: watch::Sender<Duration>,
+    heartbeat_interval: watch::Sender<Duration>,
     ticks: Arc<AtomicU64>,
-    pulse: Arc<dyn Pulse>,
+    vitals: Arc<Vitals>,
 }
 
 impl Engine {
@@ -62,7 +62,19 @@ impl Engine {
             parts.phase.clone(),
             Arc::clone(&ticks),
         );
-        Arc::new(Self { parts, ticks, pulse: Arc::new(vitals) })
+        Arc::new(Self {
+            parts,
+            tick_interval: watch::Sender::new(DEFAULT_TICK),
+            heartbeat_interval: watch::Sender::new(heartbeat::DEFAULT_INTERVAL),
+            ticks,
+            vitals: Arc::new(vitals),
+        })
+    }
+
+    /// Takes new timings; both count from now on.
+    pub fn set_timings(&self, tick_interval: Duration, heartbeat_interval: Duration) {
+        self.tick_interval.send_replace(tick_interval);
+        self.heartbeat_interval.send_replace(heartbeat_interval);
     }
 
     /// The part that runs cycles.
@@ -77,41 +89,47 @@ impl Engine {
         &self.parts.chronos
     }
 
-    /// Where beats come from.
+    /// Evaluations since the start.
     #[must_use]
-    pub fn pulse(&self) -> &Arc<dyn Pulse> {
-        &self.pulse
+    pub fn tick_count(&self) -> u64 {
+        self.ticks.load(Ordering::Relaxed)
+    }
+
+    /// How things are now. Reads the store.
+    #[must_use]
+    pub fn beat_now(&self) -> Beat {
+        self.vitals.beat()
     }
 
     /// The heartbeat's task; ends when the phase is [`Phase::Stopped`]. None without a heartbeat.
     #[must_use]
     pub fn beat(&self) -> Option<tokio::task::JoinHandle<()>> {
         let heart = Arc::clone(self.parts.heartbeat.as_ref()?);
-        let (keep, interval) = watch::channel(self.parts.heartbeat_interval);
-        let beats = heart.run(Arc::clone(&self.pulse), interval, self.parts.phase.clone());
-        Some(tokio::spawn(async move {
-            beats.await;
-            drop(keep);
-        }))
+        let pulse: Arc<dyn Pulse> = Arc::clone(&self.vitals) as _;
+        let beats = heart.run(pulse, self.heartbeat_interval.subscribe(), self.parts.phase.clone());
+        Some(tokio::spawn(beats))
     }
 
     /// When the next beat is due on the clock's monotonic side; none without a heartbeat.
     #[must_use]
     pub fn beat_due_at(&self) -> Option<Duration> {
-        self.parts.heartbeat.as_ref().map(|heart| heart.due_at(self.parts.heartbeat_interval))
+        self.parts.heartbeat.as_ref().map(|heart| heart.due_at(*self.heartbeat_interval.borrow()))
     }
 
-    /// Beats if a beat is due.
-    pub async fn beat_if_due(&self) {
+    /// Writes a beat if one is due.
+    pub async fn emit_if_due(&self) {
         if let Some(heart) = &self.parts.heartbeat {
-            heart.beat_if_due(&self.pulse, self.parts.heartbeat_interval).await;
+            let interval = *self.heartbeat_interval.borrow();
+            let pulse: Arc<dyn Pulse> = Arc::clone(&self.vitals) as _;
+            heart.beat_if_due(&pulse, interval).await;
         }
     }
 
-    /// Beats now.
-    pub async fn beat_now(&self) {
+    /// Writes a beat now.
+    pub async fn emit(&self) {
         if let Some(heart) = &self.parts.heartbeat {
-            heart.beat(&self.pulse).await;
+            let pulse: Arc<dyn Pulse> = Arc::clone(&self.vitals) as _;
+            heart.beat(&pulse).await;
         }
     }
 
@@ -140,7 +158,7 @@ impl Engine {
                     Command::Work(work) => {
                         let engine = Arc::clone(self);
                         // A long backfill must not keep the schedules waiting.
-                        tokio::spawn(async move { engine.carry_out(work).await });
+                        tokio::spawn(async move { engine.execute(work).await });
                     }
                     control => return Some(control),
                 },
@@ -155,7 +173,7 @@ impl Engine {
     }
 
     /// Carries out one command and answers it.
-    pub async fn carry_out(&self, work: Work) {
+    pub async fn execute(&self, work: Work) {
         let Parts { store, chronos, dispatch, clock, .. } = &self.parts;
         let hands = Hands { store: &**store, chronos, dispatch: Some(dispatch), clock: &**clock };
         hands.carry_out(work).await;
@@ -166,7 +184,8 @@ impl Engine {
         let clock = &self.parts.clock;
         let wake = self.parts.dispatch.next_wake();
         let left = wake.map(|wake| (wake - clock.now()).to_std().unwrap_or_default());
-        let sleep = left.unwrap_or(DEFAULT_TICK).min(DEFAULT_TICK);
+        let longest = *self.tick_interval.borrow();
+        let sleep = left.unwrap_or(longest).min(longest);
         tokio::select! {
             _ = self.parts.chronos.wait_until_due() => {}
             () = clock.sleep_until(clock.monotonic() + sleep) => {}
