@@ -1,17 +1,14 @@
 //! An expression in plain English, made from what it matches and not from how it was written.
 
 use super::field::{MONTHS, WEEKDAYS};
-use super::parse::join;
+use super::parse::{ALL_DAYS, ALL_MONTHS, ALL_WEEKDAYS, join};
 use super::{AND_DAYS, Cron};
 
 /// Up to so many times of day are listed one by one.
 const LISTED_TIMES: usize = 6;
 
 const ALL_SIXTY: u64 = (1 << 60) - 1;
-const ALL_HOURS: u64 = (1 << 24) - 1;
-const ALL_DAYS: u64 = u32::MAX as u64 & !1;
-const ALL_MONTHS: u64 = (1 << 13) - 2;
-const ALL_WEEKDAYS: u64 = (1 << 7) - 1;
+const ALL_HOURS: u32 = (1 << 24) - 1;
 
 impl Cron {
     /// One sentence that says when it fires, such as `At 09:00 on Monday to Friday.`
@@ -24,12 +21,12 @@ impl Cron {
 
     /// Whether each of the two day fields leaves days out.
     pub(super) fn day_limits(&self) -> (bool, bool) {
-        (u64::from(self.days) != ALL_DAYS, u64::from(self.weekdays) != ALL_WEEKDAYS)
+        (self.days != ALL_DAYS, self.weekdays != ALL_WEEKDAYS)
     }
 
     /// Whether every hour matches.
     pub(super) fn every_hour(&self) -> bool {
-        u64::from(self.hours) == ALL_HOURS
+        self.hours == ALL_HOURS
     }
 
     fn times(&self) -> String {
@@ -98,17 +95,15 @@ impl Cron {
         let both = self.flags & AND_DAYS != 0;
         match self.day_limits() {
             (false, false) => "every day".to_owned(),
-            (true, false) if both => format!("on {}", month_days()),
-            (false, true) if both => format!("on {}", weekdays()),
+            (true, false) => format!("on {}", month_days()),
+            (false, true) => format!("on {}", weekdays()),
             (true, true) if both => format!("on {}, if it is {}", month_days(), weekdays()),
             (true, true) => format!("on {} and on every {}", month_days(), weekdays()),
-            // One of the two lists everything, and either is enough.
-            _ => "every day".to_owned(),
         }
     }
 
     fn month_phrase(&self) -> String {
-        if u64::from(self.months) == ALL_MONTHS {
+        if self.months == ALL_MONTHS {
             return String::new();
         }
         let name = |month: u32| MONTHS[month as usize - 1].to_owned();

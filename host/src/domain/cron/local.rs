@@ -2,7 +2,7 @@
 //! since 1970-01-01; the sibling modules map them to instants.
 
 use super::calendar::{DAY, Date, date, first_day, is_leap, month_length, split, weekday};
-use super::{AND_DAYS, Cron};
+use super::{AND_DAYS, Cron, WEEKLY};
 
 impl Cron {
     /// The matching days of a month whose first day has this weekday; bit 1 is the first.
@@ -29,6 +29,12 @@ impl Cron {
         } else {
             0
         }
+    }
+
+    /// The week's pattern twice and a little more, from Sunday on.
+    #[inline]
+    fn fortnight(&self) -> u32 {
+        u32::from(self.weekdays) * 0x4081
     }
 
     #[inline]
@@ -99,6 +105,9 @@ impl Cron {
     #[inline]
     pub(super) fn local_from(&self, from: i64) -> i64 {
         let (day, second) = split(from);
+        if self.flags & WEEKLY != 0 {
+            return self.weekly_from(day, second);
+        }
         let now = date(day);
         let days = self.days_around(now, day);
         if days >> now.day & 1 == 1
@@ -112,6 +121,18 @@ impl Cron {
         } else {
             self.day_in_later_month(now.year, now.month)
         };
+        i64::from(found) * DAY + i64::from(self.first_second())
+    }
+
+    #[inline]
+    fn weekly_from(&self, day: i32, second: u32) -> i64 {
+        let ahead = self.fortnight() >> weekday(day);
+        if ahead & 1 == 1
+            && let Some(second) = self.second_from(second)
+        {
+            return i64::from(day) * DAY + i64::from(second);
+        }
+        let found = day + 1 + (ahead >> 1).trailing_zeros() as i32;
         i64::from(found) * DAY + i64::from(self.first_second())
     }
 
@@ -136,6 +157,9 @@ impl Cron {
     #[inline]
     pub(super) fn local_until(&self, to: i64) -> i64 {
         let (day, second) = split(to);
+        if self.flags & WEEKLY != 0 {
+            return self.weekly_until(day, second);
+        }
         let now = date(day);
         let days = self.days_around(now, day);
         if days >> now.day & 1 == 1
@@ -149,6 +173,19 @@ impl Cron {
         } else {
             self.day_in_earlier_month(now.year, now.month)
         };
+        i64::from(found) * DAY + i64::from(self.last_second())
+    }
+
+    #[inline]
+    fn weekly_until(&self, day: i32, second: u32) -> i64 {
+        // Bit 7 is the day itself, the seven below it are those before.
+        let back = self.fortnight() >> weekday(day);
+        if back >> 7 & 1 == 1
+            && let Some(second) = self.second_until(second)
+        {
+            return i64::from(day) * DAY + i64::from(second);
+        }
+        let found = day - (7 - (back & 0x7f).ilog2()) as i32;
         i64::from(found) * DAY + i64::from(self.last_second())
     }
 
@@ -178,40 +215,42 @@ impl Cron {
     fn count_forward(&self, from: i64, to: i64) -> i64 {
         let (first, first_second) = split(from);
         let (last, last_second) = split(to);
-        let before = i64::from(self.seconds_below(first_second));
-        let after = i64::from(self.seconds_below(last_second));
-        let start = date(first);
-        let days = self.days_around(start, first);
-        if first == last {
-            return if days >> start.day & 1 == 1 { after - before } else { 0 };
+        // The days from the first up to the last, and whether each of these two matches.
+        let (days, first_matches, last_matches) = if self.flags & WEEKLY != 0 {
+            let ahead = self.fortnight() >> weekday(first);
+            let days = (last - first) as u32;
+            let matching =
+                days / 7 * self.weekdays.count_ones() + (ahead & !(u32::MAX << (days % 7))).count_ones();
+            (matching, ahead & 1 == 1, ahead >> (days % 7) & 1 == 1)
+        } else {
+            let (start, end) = (date(first), date(last));
+            let start_days = self.days_around(start, first);
+            if first == last {
+                let matches = start_days >> start.day & 1 == 1;
+                (0, matches, matches)
+            } else {
+                let end_days = self.days_around(end, last);
+                let matching = self.count_days(start, start_days, end, end_days);
+                (matching, start_days >> start.day & 1 == 1, end_days >> end.day & 1 == 1)
+            }
+        };
+        let mut total = i64::from(days) * i64::from(self.hours.count_ones() * u32::from(self.per_hour));
+        if first_matches {
+            total -= i64::from(self.seconds_below(first_second));
         }
-        let end = date(last);
-        let last_days = self.days_around(end, last);
-        // Whole days from the first up to the last, then the two edges.
-        let mut total = i64::from(self.count_days(start, days, end, last_days)) * self.per_day();
-        if days >> start.day & 1 == 1 {
-            total -= before;
-        }
-        if last_days >> end.day & 1 == 1 {
-            total += after;
+        if last_matches {
+            total += i64::from(self.seconds_below(last_second));
         }
         total
-    }
-
-    /// Matches of a full matching day.
-    #[inline]
-    fn per_day(&self) -> i64 {
-        i64::from(self.hours.count_ones() * self.minutes.count_ones() * self.seconds.count_ones())
     }
 
     /// Matches of a matching day before its second `end`.
     #[inline]
     fn seconds_below(&self, end: u32) -> u32 {
         let (hour, minute, second) = (end / 3600, end / 60 % 60, end % 60);
-        let per_minute = self.seconds.count_ones();
-        let mut total =
-            (self.hours & !(u32::MAX << hour)).count_ones() * self.minutes.count_ones() * per_minute;
+        let mut total = (self.hours & !(u32::MAX << hour)).count_ones() * u32::from(self.per_hour);
         if self.hours >> hour & 1 == 1 {
+            let per_minute = if self.has_seconds() { self.seconds.count_ones() } else { 1 };
             total += (self.minutes & !(u64::MAX << minute)).count_ones() * per_minute;
             if self.minutes >> minute & 1 == 1 {
                 total += (self.seconds & !(u64::MAX << second)).count_ones();
@@ -248,7 +287,10 @@ impl Cron {
             if self.has_month(month) {
                 total += self.days_of(year, month, first_weekday).count_ones();
             }
-            first_weekday = (first_weekday + month_length(year, month)) % 7;
+            first_weekday += month_length(year, month) - 28;
+            if first_weekday >= 7 {
+                first_weekday -= 7;
+            }
         }
         total
     }

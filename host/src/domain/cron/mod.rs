@@ -44,6 +44,8 @@ const AND_DAYS: u8 = 1;
 const FIXED_TIME: u8 = 2;
 /// Flag: written with six fields.
 const WITH_SECONDS: u8 = 4;
+/// Flag: only the weekday decides whether a day matches, if anything does.
+const WEEKLY: u8 = 8;
 
 /// A cron expression, compiled: one bit for each value that matches. Small and `Copy`, because a
 /// daemon may hold a million of them.
@@ -54,6 +56,8 @@ pub struct Cron {
     hours: u32,
     days: u32,
     months: u16,
+    /// Matches of an hour that matches.
+    per_hour: u16,
     weekdays: u8,
     flags: u8,
 }
