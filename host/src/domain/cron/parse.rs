@@ -155,6 +155,9 @@ impl<'a> Parser<'a> {
     /// In AND mode the smallest day must exist in some chosen month. Every weekday then comes by,
     /// for 29 February too, so this test is exact; in OR mode the weekdays alone suffice.
     fn refuse_impossible(&self, cron: &Cron, dom: Token<'a>) -> Result<(), CronError> {
+        if cron.days.trailing_zeros() <= LONGEST[1] {
+            return Ok(());
+        }
         let chosen = || (1..=12u32).filter(|month| cron.months >> month & 1 == 1);
         let first = cron.days.trailing_zeros();
         let longest = chosen().map(|month| LONGEST[month as usize - 1]).max().unwrap_or(0);
