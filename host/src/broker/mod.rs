@@ -66,3 +66,6 @@ impl Broker {
         Arc::new(CycleServices::new(Arc::clone(self), claimed, stop, deadline))
     }
 }
+
+#[cfg(test)]
+mod tests;

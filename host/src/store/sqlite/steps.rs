@@ -160,8 +160,9 @@ pub fn settle(txn: &mut Txn<'_>, step: &SettleStep) -> Res<()> {
         let name = format!("{}/{}/{}", step.mandate, step.cycle, step.seq);
         return Err(Fail::Store(Error::NotFound { kind: "step", name }));
     };
-    // An earlier attempt's call that outlived it: what it cost is counted where it stands open.
-    let straggles = !current || known.attempt != step.attempt;
+    // An earlier attempt's call that outlived it: what it cost is counted where it stands open. A
+    // later attempt may settle what an earlier one began: that is a recovery's verdict.
+    let straggles = !current || step.attempt < known.attempt;
     if straggles {
         return settle_straggler(txn, &mandate, step);
     }
