@@ -103,8 +103,7 @@ impl Wired {
 
     /// Looks at the schedules once and queues what is due. Trouble is logged; none then.
     pub async fn tick(&self) -> Option<TickOutcome> {
-        let by_hand =
-            ByHand { wallet: Arc::clone(&self.wallet), dispatch: self.engine.dispatch().clone() };
+        let by_hand = ByHand { wallet: Arc::clone(&self.wallet), dispatch: self.engine.dispatch().clone() };
         self.engine.tick(Arc::new(by_hand)).await
     }
 
