@@ -7,12 +7,12 @@ use serde_json::{Map, Value, json};
 use super::Context;
 use super::exit::{Failure, code};
 use super::mandate::params;
-use super::output::{emit, printable, rfc3339, say};
+use super::output::{emit, printable, say};
+use super::settings::Settings;
 use crate::config::edit::{self, Change, EditError};
 use crate::config::schedules::Around;
-use crate::config::{DaemonConfig, SchedulesFile};
-use crate::domain::cron::Cron;
-use crate::domain::schedule::ScheduleSpec;
+use crate::config::SchedulesFile;
+use crate::daemon::chronos;
 use crate::sys::zones::Zones;
 
 /// Fires that a preview shows.
@@ -169,13 +169,12 @@ async fn carry_out(
     done: &str,
     context: &Context,
 ) -> anyhow::Result<()> {
-    let paths = context.paths()?;
-    let zones = Zones::newest(crate::sys::zones::SYSTEM_DIR);
-    let runners = runner_names(context)?;
-    let around = Around { zones: &zones, runners: &runners };
-    let path = &paths.schedules_yml;
+    let settings = Settings::load(context)?;
+    let (zones, runners) = (&settings.zones, settings.runner_names());
+    let around = Around { zones, runners: &runners, now: Some(context.clock.now()) };
+    let path = &settings.paths.schedules_yml;
     let planned = edit::preview(path, change, around).map_err(failure)?;
-    let next = preview(&planned, name, &zones, context);
+    let next = preview(&planned, name, zones, context);
     for at in &next {
         say(context.style, &format!("  fires {at}"));
     }
@@ -192,35 +191,10 @@ async fn carry_out(
     })
 }
 
-fn runner_names(context: &Context) -> anyhow::Result<Vec<String>> {
-    let paths = context.paths()?;
-    let (config, _) = DaemonConfig::load(&paths, &context.env)
-        .map_err(|report| Failure::new(code::USAGE, "config_invalid", report.to_string()))?;
-    Ok(config.runners.keys().cloned().collect())
-}
-
 fn preview(file: &SchedulesFile, name: &str, zones: &Zones, context: &Context) -> Vec<String> {
     let spec = file.schedules.iter().find(|spec| &*spec.name == name);
-    spec.map_or_else(Vec::new, |spec| next_fires(spec, zones, context.clock.now(), PREVIEW))
-}
-
-/// The next fires of a checked schedule, as people read them.
-pub fn next_fires(
-    spec: &ScheduleSpec,
-    zones: &Zones,
-    now: chrono::DateTime<chrono::Utc>,
-    n: usize,
-) -> Vec<String> {
-    let (Ok(cron), Ok(zone)) = (Cron::parse(&spec.cron), zones.get(&spec.timezone)) else { return vec![] };
-    let mut at = now.timestamp();
-    let mut fires = vec![];
-    while fires.len() < n
-        && let Some(next) = cron.next_after(&zone, spec.policy.dst, at)
-    {
-        at = next;
-        fires.extend(chrono::DateTime::from_timestamp(next, 0).map(rfc3339));
-    }
-    fires
+    let upcoming = spec.and_then(|spec| chronos::preview(spec, zones, context.clock.now(), PREVIEW).ok());
+    upcoming.into_iter().flatten().map(|fire| fire.local).collect()
 }
 
 fn failure(error: EditError) -> Failure {
