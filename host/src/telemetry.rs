@@ -61,10 +61,8 @@ pub enum Error {
 
 /// Sets the process's subscriber. The second call in a process changes nothing.
 pub fn init(options: &Options<'_>, clock: std::sync::Arc<dyn Clock>) -> Result<Guard, Error> {
-    let filter = EnvFilter::try_new(options.filter).map_err(|error| Error::Filter {
-        filter: options.filter.to_owned(),
-        detail: error.to_string(),
-    })?;
+    let filter = EnvFilter::try_new(options.filter)
+        .map_err(|error| Error::Filter { filter: options.filter.to_owned(), detail: error.to_string() })?;
     let (json, guard) = match options.dir {
         None => (None, None),
         Some(dir) => {

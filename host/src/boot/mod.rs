@@ -18,9 +18,9 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use crate::attach::{self, ControlPlane, SocketServer};
+use crate::broker::Broker;
 use crate::broker::policy::Policy;
 use crate::broker::tools::{Tools, Workspace};
-use crate::broker::Broker;
 use crate::cli::exit::{Failure, code};
 use crate::cli::settings::Settings;
 use crate::config::{DaemonConfig, Env, Paths, WalOnError};
@@ -35,7 +35,7 @@ use crate::daemon::vitals::Vitals;
 use crate::daemon::wallet::Wallet;
 use crate::daemon::work::Hands;
 use crate::runner::{Isolation, PluginStore, RunnerConfig, Runners, SearchPath};
-use crate::store::{CommitSink, Limits, OpenOptions, Recovered, RecoverRequest, SqliteStore, Store};
+use crate::store::{CommitSink, Limits, OpenOptions, RecoverRequest, Recovered, SqliteStore, Store};
 use crate::sys::clock::Clock;
 use crate::sys::entropy::{Entropy, SystemEntropy};
 use crate::sys::files;
@@ -89,8 +89,7 @@ impl Daemon {
             max_age: Duration::from_secs(u64::from(settings.config.wal.retention_days) * 86_400),
             ..wal::Retention::default()
         };
-        let log =
-            Wal::new(wal::Settings { dir: settings.wal_dir(), retention }, Arc::clone(&clock));
+        let log = Wal::new(wal::Settings { dir: settings.wal_dir(), retention }, Arc::clone(&clock));
         let (store, recovered) = open(&settings, &log, started, daemon).await?;
         let shared: Arc<dyn Store> = Arc::new(store.clone());
         let wallet = Arc::new(wallet(&settings)?);
@@ -149,8 +148,15 @@ impl Daemon {
             clock: Arc::clone(&clock),
             entropy,
         };
-        let lifecycle =
-            Lifecycle { chronos, dispatch, store: shared, clock, inbox, office: Arc::clone(&office) as _, ticks };
+        let lifecycle = Lifecycle {
+            chronos,
+            dispatch,
+            store: shared,
+            clock,
+            inbox,
+            office: Arc::clone(&office) as _,
+            ticks,
+        };
         Ok(Self { lifecycle, office, store, log, plane, recovered, heartbeat, interval, lock })
     }
 
@@ -261,7 +267,11 @@ fn prepare_dirs(paths: &Paths) -> anyhow::Result<()> {
         return Err(Failure::new(
             code::FAILED,
             "network_file_system",
-            format!("{} lies on {}, where locks and syncs cannot be trusted", paths.show(&paths.state), system.name),
+            format!(
+                "{} lies on {}, where locks and syncs cannot be trusted",
+                paths.show(&paths.state),
+                system.name
+            ),
         )
         .remedy("put the root on a local disk")
         .into());
@@ -278,7 +288,8 @@ async fn open(
     let path = settings.paths.store_db.clone();
     let sink = Arc::clone(log) as Arc<dyn CommitSink>;
     let store =
-        tokio::task::spawn_blocking(move || SqliteStore::open(OpenOptions { path, sink: Some(sink) })).await??;
+        tokio::task::spawn_blocking(move || SqliteStore::open(OpenOptions { path, sink: Some(sink) }))
+            .await??;
     let recovered = if daemon { Some(store.recover(RecoverRequest { now }).await?) } else { None };
     if let Some(recovered) = &recovered {
         report(recovered);
@@ -398,23 +409,4 @@ fn serve(office: &Office, plane: ControlPlane) -> anyhow::Result<SocketServer> {
     let endpoint = json!({"socket": socket.display().to_string(), "pid": std::process::id()});
     files::replace(&office.endpoint_file(), endpoint.to_string().as_bytes(), files::SHARED)?;
     Ok(SocketServer::start(socket, listener, attach::router(plane)))
-}
-
-
-impl wal::Source for SqliteStore {
-    fn unarchived(&self) -> crate::store::Result<Vec<crate::store::WalHead>> {
-        Ok(self.wal_heads(false)?.into_iter().filter(|h| !h.ended).collect())
-    }
-    fn lines(&self, mandate: &str, from: u64) -> crate::store::Result<Vec<String>> {
-        self.wal_lines(mandate, from)
-    }
-    fn head(&self, mandate: &str) -> crate::store::Result<Option<crate::store::WalHead>> {
-        Ok(self.wal_heads(false)?.into_iter().find(|h| h.mandate == mandate))
-    }
-    fn archived(&self, _: Vec<(String, u64)>) -> crate::store::Pending<()> {
-        crate::store::Pending::ready(Ok(()))
-    }
-    fn to_review(&self, _: &str, _: &'static str, _: String) -> crate::store::Pending<()> {
-        crate::store::Pending::ready(Ok(()))
-    }
 }

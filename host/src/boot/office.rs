@@ -161,7 +161,8 @@ impl Office {
         let paths = &self.parts.settings.paths;
         let day = self.parts.wallet.day(now);
         let totals = self.parts.store.day(&day);
-        let budget = totals.map(|totals| views::budget_json(&day, &totals, self.parts.wallet.limits().as_ref()));
+        let budget =
+            totals.map(|totals| views::budget_json(&day, &totals, self.parts.wallet.limits().as_ref()));
         let mut published = lock(&self.published);
         match budget {
             Ok(text) if text != published.budget => match views::publish_budget(&paths.budget_json, &text) {
@@ -190,8 +191,11 @@ impl Office {
     }
 
     async fn reload_now(&self) -> Reloaded {
-        let settings =
-            Settings::load_with(self.parts.settings.paths.clone(), &self.parts.env, Arc::clone(&self.parts.settings.zones));
+        let settings = Settings::load_with(
+            self.parts.settings.paths.clone(),
+            &self.parts.env,
+            Arc::clone(&self.parts.settings.zones),
+        );
         let mut done = Reloaded::default();
         match settings {
             Err(error) => done.problems.push(error.to_string()),
@@ -207,7 +211,9 @@ impl Office {
                 done.problems.extend(file.full_report().problems.iter().map(ToString::to_string));
                 if file.readable {
                     match self.load(file).await {
-                        Ok(loaded) if loaded.adopted + loaded.removed > 0 => done.applied.push("schedules".to_owned()),
+                        Ok(loaded) if loaded.adopted + loaded.removed > 0 => {
+                            done.applied.push("schedules".to_owned())
+                        }
                         Ok(_) => {}
                         Err(error) => done.problems.push(error.to_string()),
                     }
@@ -259,7 +265,12 @@ impl lifecycle::Office for Office {
     fn line(&self) -> String {
         let beat = self.parts.vitals.beat();
         let budget = if self.exceeded() { ", budget used up" } else { "" };
-        format!("{}: {} running, {} queued{budget}", beat.state, beat.active_mandate_ids.len(), beat.queue_depth)
+        format!(
+            "{}: {} running, {} queued{budget}",
+            beat.state,
+            beat.active_mandate_ids.len(),
+            beat.queue_depth
+        )
     }
 
     fn graceful_timeout(&self) -> Duration {

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::client::Client;
 use super::Context;
+use super::client::Client;
 use super::exit::{Failure, code};
 use super::local;
 use crate::sys::files;

@@ -15,7 +15,11 @@ pub async fn open(context: &Context, wait: Duration) -> anyhow::Result<(axum::Ro
     let settings = Settings::load(context)?;
     let path = settings.lock_path();
     let lock = tokio::task::spawn_blocking(move || RootLock::acquire(&path, "command", wait)).await??;
-    let options =
-        Options { lock, env: context.env.clone(), clock: std::sync::Arc::clone(&context.clock), daemon: false };
+    let options = Options {
+        lock,
+        env: context.env.clone(),
+        clock: std::sync::Arc::clone(&context.clock),
+        daemon: false,
+    };
     Ok(Daemon::assemble(settings, options).await?.serve_locally())
 }

@@ -174,12 +174,9 @@ fn dispatch(command: Command, context: &Context) -> anyhow::Result<u8> {
         Command::Run(args) => return run::run(&args, context),
         Command::Init(args) => init::run(&args, &context.cwd, context.style)?,
         Command::Logs(args) => logs::run(&args, context)?,
-        Command::Cron(command) => cron::run(
-            command,
-            context.style.json,
-            &*context.clock,
-            &mut std::io::stdout().lock(),
-        )?,
+        Command::Cron(command) => {
+            cron::run(command, context.style.json, &*context.clock, &mut std::io::stdout().lock())?
+        }
         Command::Config(command) => with_world(context, |world| config::run(command, world, context.style))?,
         Command::Doctor => with_world(context, |world| {
             let exe = std::env::current_exe().ok();

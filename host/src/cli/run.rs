@@ -79,12 +79,7 @@ fn take_lock(settings: &Settings) -> anyhow::Result<RootLock> {
 
 async fn drive(once: bool, settings: Settings, lock: RootLock, context: &Context) -> anyhow::Result<u8> {
     let mut signals = Signals::install()?;
-    let options = Options {
-        lock,
-        env: context.env.clone(),
-        clock: Arc::clone(&context.clock),
-        daemon: true,
-    };
+    let options = Options { lock, env: context.env.clone(), clock: Arc::clone(&context.clock), daemon: true };
     let daemon = Daemon::assemble(settings, options).await?;
     if once {
         return report(&daemon.run_once(&mut signals).await?, context);
@@ -105,7 +100,13 @@ fn report(once: &Once, context: &Context) -> anyhow::Result<u8> {
             let rows: Vec<Vec<String>> = once
                 .waiting
                 .iter()
-                .map(|left| vec![left.id.clone(), left.state.clone(), printable(left.reason.as_deref().unwrap_or("-"))])
+                .map(|left| {
+                    vec![
+                        left.id.clone(),
+                        left.state.clone(),
+                        printable(left.reason.as_deref().unwrap_or("-")),
+                    ]
+                })
                 .collect();
             text.push_str(&table(&["WAITING", "STATE", "REASON"], &rows));
         }

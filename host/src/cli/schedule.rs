@@ -4,8 +4,8 @@ use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::client::segment;
 use super::Context;
+use super::client::segment;
 use super::exit::{Failure, code};
 use super::mandate::time;
 use super::output::{cell, emit, printable, rfc3339, say, table};
@@ -145,11 +145,7 @@ fn list_row(schedule: &Value) -> Vec<String> {
     ["name", "cron", "timezone"]
         .iter()
         .map(|key| cell(&schedule[*key]))
-        .chain([
-            cell(&schedule["state"]),
-            cell(&schedule["next"][0]["local"]),
-            cell(&schedule["goal"]),
-        ])
+        .chain([cell(&schedule["state"]), cell(&schedule["next"][0]["local"]), cell(&schedule["goal"])])
         .collect()
 }
 
@@ -221,7 +217,8 @@ async fn backfill(args: BackfillArgs, context: &Context) -> anyhow::Result<()> {
     let to = args.to.map(|text| time(&text, now)).transpose()?.unwrap_or(now);
     let client = context.client().await?;
     let path = format!("/v1/schedules/{}/backfill", segment(&args.name));
-    let mut body = json!({"from": from.to_rfc3339(), "to": to.to_rfc3339(), "again": args.again, "dry_run": true});
+    let mut body =
+        json!({"from": from.to_rfc3339(), "to": to.to_rfc3339(), "again": args.again, "dry_run": true});
     let counted = client.post(&path, &body).await?;
     let count = counted["count"].as_u64().unwrap_or(0);
     if args.dry_run {

@@ -9,9 +9,9 @@ use super::exit::{Failure, code};
 use super::mandate::params;
 use super::output::{emit, printable, say};
 use super::settings::Settings;
+use crate::config::SchedulesFile;
 use crate::config::edit::{self, Change, EditError};
 use crate::config::schedules::Around;
-use crate::config::SchedulesFile;
 use crate::daemon::chronos;
 use crate::sys::zones::Zones;
 
@@ -97,7 +97,8 @@ pub async fn add(args: NewArgs, context: &Context) -> anyhow::Result<()> {
             None => drop(entry.insert(key, value)),
             Some((outer, inner)) => {
                 let map = entry.entry(outer).or_insert_with(|| json!({}));
-                let map = map.as_object_mut().ok_or_else(|| Failure::usage(format!("{outer} is no mapping")))?;
+                let map =
+                    map.as_object_mut().ok_or_else(|| Failure::usage(format!("{outer} is no mapping")))?;
                 map.insert(inner.to_owned(), value);
             }
         }
@@ -119,7 +120,9 @@ pub async fn edit(args: EditArgs, context: &Context) -> anyhow::Result<()> {
     }
     set.extend(args.fields.keys()?.into_iter().map(|(key, value)| (key, Some(value))));
     if set.is_empty() {
-        return Err(Failure::usage("nothing to change").remedy("name what: --cron, --goal, --set K=V …").into());
+        return Err(Failure::usage("nothing to change")
+            .remedy("name what: --cron, --goal, --set K=V …")
+            .into());
     }
     let change = Change::Edit { name: args.name.clone(), set };
     carry_out(&args.name, &change, args.fields.dry_run, "changed", context).await
@@ -185,10 +188,15 @@ async fn carry_out(
             daemon.post("/v1/admin/reload", &json!({})).await?;
         }
     }
-    let answer = json!({"schedule": name, "done": if dry_run { Value::Null } else { done.into() }, "next": next});
-    emit(context.style, &answer, |_| {
-        if dry_run { String::new() } else { format!("{} {done}", printable(name)) }
-    })
+    let answer =
+        json!({"schedule": name, "done": if dry_run { Value::Null } else { done.into() }, "next": next});
+    emit(
+        context.style,
+        &answer,
+        |_| {
+            if dry_run { String::new() } else { format!("{} {done}", printable(name)) }
+        },
+    )
 }
 
 fn preview(file: &SchedulesFile, name: &str, zones: &Zones, context: &Context) -> Vec<String> {

@@ -42,7 +42,8 @@ pub fn run(command: WalCommand, context: &Context) -> anyhow::Result<()> {
             })
         }
         WalCommand::Verify { id } => {
-            let store = settings.paths.store_db.exists().then(|| SqliteStore::read_only(&settings.paths.store_db));
+            let store =
+                settings.paths.store_db.exists().then(|| SqliteStore::read_only(&settings.paths.store_db));
             let store = store.transpose()?;
             let bar = Progress::new(context.style, "verifying");
             let report = wal::verify_dir(
