@@ -113,9 +113,12 @@ impl Wired {
     /// # Errors
     /// The store refused the claim; that is logged as well.
     pub async fn run_one_cycle(&self) -> Result<OneCycle, store::Error> {
-        let mut cycle = std::pin::pin!(self.engine.dispatch().run_one());
+        let dispatch = self.engine.dispatch();
+        let mut changes = dispatch.changes();
+        let mut cycle = std::pin::pin!(dispatch.run_one());
         let done = loop {
-            let beat_at = self.engine.beat_due_at();
+            // Before it runs there is nothing new to say; afterwards there is, and then it beats.
+            let beat_at = dispatch.active_mandate_id().and_then(|_| self.engine.beat_due_at());
             let beat_due = async {
                 match beat_at {
                     Some(at) => self.clock.sleep_until(at).await,
@@ -126,6 +129,7 @@ impl Wired {
                 biased;
                 done = &mut cycle => break done,
                 () = beat_due => self.engine.emit_if_due().await,
+                Ok(()) = changes.changed() => {}
             }
         };
         self.engine.emit_if_due().await;
