@@ -175,7 +175,8 @@ async fn budget_gate_logs_leaves_the_mandate_queued_and_beats() {
     assert_eq!(event.level, tracing::Level::WARN);
     assert_eq!((event.field("limit"), event.field("calls")), ("2", "2"));
     assert_eq!(wired.queue_depth(), 1);
-    let beat: Value = serde_json::from_slice(&std::fs::read(dir.path().join("heartbeat.json")).unwrap()).unwrap();
+    let beat: Value =
+        serde_json::from_slice(&std::fs::read(dir.path().join("heartbeat.json")).unwrap()).unwrap();
     assert_eq!(beat["ts"], "2026-11-22T09:00:40Z", "it beat although nothing ran");
     assert_eq!(beat["queue_depth"], 1);
     assert_eq!(beat["reasons"][0], "budget: 2 of 2 calls used");
@@ -364,7 +365,8 @@ async fn heart_beats_on_during_a_long_cycle() {
             clock.advance(Duration::from_secs(5));
             let expect = format!("2026-11-22T09:00:{second}Z");
             until("a beat", || {
-                let read = std::fs::read(&file).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
+                let read =
+                    std::fs::read(&file).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
                 read.is_some_and(|beat| beat["ts"] == *expect && beat["active_mandate_id"] == "long")
             })
             .await;
