@@ -4,7 +4,7 @@
 //! Arrows point one way, top to bottom; nobody imports upward (a test holds this):
 //!
 //! ```text
-//! wiring, boot, config, cli, telemetry
+//! wiring, config, cli, telemetry
 //!        attach
 //!        daemon
 //!   runner   broker   wal
@@ -14,7 +14,6 @@
 //! ```
 
 pub mod attach;
-pub mod boot;
 pub mod broker;
 pub mod cli;
 pub mod config;

@@ -17,7 +17,7 @@ mod scan;
 pub use history::{DAMAGED, History, Plan, REBUILT, Step, UNCERTAIN};
 pub use lines::{
     Append, PlanCommit, PlanFinalize, PlanOrigin, Transition, append, effect_step_id, phase_step_id,
-    plan_commit, plan_finalize, plan_id, transition,
+    plan_commit, plan_finalize, plan_id, stated_usage, transition,
 };
 pub use scan::{Damage, Scan, legacy_head, line_head, verify};
 
@@ -25,6 +25,13 @@ use serde_json::{Map, Value};
 
 /// Longest line, newline included. Longer ones are not read, and [`seal`] does not make them.
 pub const MAX_LINE: usize = 1 << 20;
+
+/// Ending of a log's name.
+pub const SUFFIX: &str = ".wal.jsonl";
+/// Ending of an archived one's.
+pub const ARCHIVE_SUFFIX: &str = ".wal.jsonl.gz";
+/// Largest log that is read, unpacked: a mandate's log is some hundred lines.
+pub const MAX_FILE: u64 = 256 << 20;
 
 /// The five phases, in the order a plan lists them.
 pub const PHASES: [&str; 5] = ["observe", "orient", "decide", "act", "reflect"];
@@ -45,6 +52,16 @@ const CRC_TAIL: usize = CRC_KEY.len() + 8 + 2;
 
 /// Room kept in a line for the seal and for the list of what was left out.
 const SEAL_ROOM: usize = 4096;
+
+/// The mandate of a file name, and whether it is an archive.
+#[must_use]
+pub fn mandate_of(name: &str) -> Option<(&str, bool)> {
+    let (mandate, packed) = match name.strip_suffix(ARCHIVE_SUFFIX) {
+        Some(mandate) => (mandate, true),
+        None => (name.strip_suffix(SUFFIX)?, false),
+    };
+    (!mandate.is_empty() && !mandate.starts_with('.')).then_some((mandate, packed))
+}
 
 /// Makes the text of the next line, without its newline, and moves the head on.
 ///
@@ -158,5 +175,14 @@ mod tests {
         assert_eq!(back["plan_id"], "p");
         let scan = verify(format!("{line}\n").as_bytes());
         assert_eq!(scan.head, head);
+    }
+
+    #[test]
+    fn names_of_files_give_their_mandate() {
+        assert_eq!(mandate_of("a.wal.jsonl"), Some(("a", false)));
+        assert_eq!(mandate_of("a.wal.jsonl.gz"), Some(("a", true)));
+        for name in ["a.wal.jsonl.cut-1", "a.jsonl", ".wal.jsonl", ".x.wal.jsonl", "a"] {
+            assert_eq!(mandate_of(name), None, "{name}");
+        }
     }
 }

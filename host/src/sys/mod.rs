@@ -4,5 +4,6 @@
 pub mod clock;
 pub mod entropy;
 pub mod files;
+pub mod gz;
 pub mod lock;
 pub mod zones;

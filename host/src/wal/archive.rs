@@ -10,8 +10,10 @@ use std::io::Write;
 use super::file;
 use super::heal::is_of;
 use super::{Error, Result};
+use crate::domain::record::{SUFFIX, mandate_of};
 use crate::store::WalHead;
 use crate::sys::files::{self, FileError};
+use crate::sys::gz;
 
 /// How long and how many archives are kept. Damaged and cut pieces are kept as long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +64,7 @@ pub fn make(dir: &Path, heads: &[WalHead]) -> Result<Vec<(String, u64)>> {
 /// Writes and syncs an archive under its name; the caller syncs the directory once for all.
 fn write_synced(dir: &Path, to: &Path, bytes: &[u8]) -> Result<()> {
     let fail = |error| Error::from(FileError::new("archive to", to, error));
-    let packed = file::pack(bytes).map_err(fail)?;
+    let packed = gz::pack(bytes).map_err(fail)?;
     let mut temp = tempfile::Builder::new().prefix(".kairos-tmp-").tempfile_in(dir).map_err(fail)?;
     temp.write_all(&packed).map_err(fail)?;
     temp.as_file().sync_all().map_err(fail)?;
@@ -112,11 +114,11 @@ fn remove(path: &Path) -> Result<()> {
 
 /// Archives, and pieces that healing kept aside. An open log is never history.
 fn is_history(name: &str) -> bool {
-    if file::mandate_of(name).is_some_and(|(_, packed)| packed) {
+    if mandate_of(name).is_some_and(|(_, packed)| packed) {
         return true;
     }
     name.rsplit_once('.').is_some_and(|(front, ending)| {
-        front.ends_with(file::SUFFIX)
+        front.ends_with(SUFFIX)
             && ending.rsplit_once('-').is_some_and(|(word, n)| {
                 ["cut", "corrupt", "ahead"].contains(&word) && n.parse::<u32>().is_ok()
             })

@@ -1,23 +1,15 @@
 //! One log file: its name, its bytes, and appending whole lines to it.
 
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use flate2::Compression;
-use flate2::bufread::GzDecoder;
-use flate2::write::GzEncoder;
-
 use super::{Error, Result};
+use crate::domain::record::{ARCHIVE_SUFFIX, MAX_FILE, SUFFIX};
 use crate::sys::files::{self, FileError};
+use crate::sys::gz;
 
-/// Ending of a log.
-pub const SUFFIX: &str = ".wal.jsonl";
-/// Ending of an archived one.
-pub const ARCHIVE_SUFFIX: &str = ".wal.jsonl.gz";
-/// Largest log that is read, packed or not: a mandate's log is some hundred lines.
-pub const MAX_FILE: u64 = 256 << 20;
 /// Longest id, so that a name with all its endings stays below the system's 255 bytes.
 const MAX_ID: usize = 200;
 
@@ -48,16 +40,6 @@ fn named(dir: &Path, mandate: &str, suffix: &str) -> Result<PathBuf> {
     Ok(dir.join(format!("{mandate}{suffix}")))
 }
 
-/// The mandate of a file name, and whether it is an archive.
-#[must_use]
-pub fn mandate_of(name: &str) -> Option<(&str, bool)> {
-    let (mandate, packed) = match name.strip_suffix(ARCHIVE_SUFFIX) {
-        Some(mandate) => (mandate, true),
-        None => (name.strip_suffix(SUFFIX)?, false),
-    };
-    (!mandate.is_empty() && !mandate.starts_with('.')).then_some((mandate, packed))
-}
-
 /// The bytes of a log, `None` if there is no file.
 ///
 /// # Errors
@@ -72,23 +54,10 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>> {
 /// [`Error::Archive`] when it does not unpack.
 pub fn read_archive(path: &Path) -> Result<Option<Vec<u8>>> {
     let Some(packed) = files::read(path, MAX_FILE)? else { return Ok(None) };
-    let mut bytes = Vec::new();
-    let damaged = |detail: String| Err(Error::Archive { path: path.display().to_string(), detail });
-    match GzDecoder::new(packed.as_slice()).take(MAX_FILE + 1).read_to_end(&mut bytes) {
-        Ok(_) if bytes.len() as u64 > MAX_FILE => damaged(format!("it holds more than {MAX_FILE} bytes")),
-        Ok(_) => Ok(Some(bytes)),
-        Err(error) => damaged(error.to_string()),
+    match gz::unpack(&packed, MAX_FILE) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) => Err(Error::Archive { path: path.display().to_string(), detail: error.to_string() }),
     }
-}
-
-/// The bytes as an archive.
-///
-/// # Errors
-/// Only when memory is short.
-pub fn pack(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
-    let mut encoder = GzEncoder::new(Vec::with_capacity(bytes.len() / 4), Compression::default());
-    encoder.write_all(bytes)?;
-    encoder.finish()
 }
 
 /// A log that is open for appending.
@@ -148,26 +117,5 @@ mod tests {
         }
         assert_eq!(path(dir, "20261122T090000Z-a-0").unwrap(), dir.join("20261122T090000Z-a-0.wal.jsonl"));
         assert!(path(dir, "my mandate").is_ok());
-    }
-
-    #[test]
-    fn names_of_files_give_their_mandate() {
-        assert_eq!(mandate_of("a.wal.jsonl"), Some(("a", false)));
-        assert_eq!(mandate_of("a.wal.jsonl.gz"), Some(("a", true)));
-        for name in ["a.wal.jsonl.cut-1", "a.jsonl", ".wal.jsonl", ".x.wal.jsonl", "a"] {
-            assert_eq!(mandate_of(name), None, "{name}");
-        }
-    }
-
-    #[test]
-    fn packing_reads_back_and_a_cut_archive_is_told() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("a.wal.jsonl.gz");
-        let text = b"{\"op\":\"append\"}\n".repeat(100);
-        let packed = pack(&text).unwrap();
-        files::replace(&path, &packed, files::PRIVATE).unwrap();
-        assert_eq!(read_archive(&path).unwrap().unwrap(), text);
-        files::replace(&path, &packed[..packed.len() - 5], files::PRIVATE).unwrap();
-        assert!(matches!(read_archive(&path), Err(Error::Archive { .. })));
     }
 }

@@ -57,7 +57,7 @@ pub struct HealReport {
     pub healed: Vec<(String, Healed)>,
     /// Those that could not be healed now, with the reason; they are tried again later.
     pub failed: Vec<(String, String)>,
-    /// Logs in the directory of which the store knows nothing.
+    /// Logs in the directory of which the store knew nothing; it does now.
     pub strangers: Vec<String>,
     /// Ended mandates whose archive is still to be made.
     #[serde(skip)]
@@ -74,13 +74,16 @@ impl HealReport {
 
 /// Heals every log whose lines are in the store. Cost follows these, not history.
 ///
+/// Blocks; must not be called on an async runtime's thread.
+///
 /// # Errors
 /// Only when the store cannot be read or the directory cannot be listed; one bad file never stops
 /// the others.
 pub fn heal(dir: &Path, source: &dyn Source, now: DateTime<Utc>) -> Result<HealReport> {
     files::create_dirs(dir)?;
     files::sweep_temporaries(dir)?;
-    let mut report = HealReport::default();
+    let strangers = adopt_strangers(dir, source, now)?;
+    let mut report = HealReport { strangers, ..HealReport::default() };
     let mut archived = Vec::new();
     for head in source.unarchived()? {
         report.checked += 1;
@@ -108,23 +111,29 @@ pub fn heal(dir: &Path, source: &dyn Source, now: DateTime<Utc>) -> Result<HealR
         // Forgotten lines are looked at again at the next start; nothing depends on the answer.
         drop(source.archived(archived));
     }
-    report.strangers = strangers(dir, source)?;
-    for mandate in &report.strangers {
-        tracing::warn!(mandate, "wal_file_unknown_to_store");
-    }
     Ok(report)
 }
 
-/// Open logs of mandates that the store has never heard of.
-fn strangers(dir: &Path, source: &dyn Source) -> Result<Vec<String>> {
+/// Open logs of mandates that the store has never heard of: they become mandates, for a person if
+/// they are not finished.
+fn adopt_strangers(dir: &Path, source: &dyn Source, now: DateTime<Utc>) -> Result<Vec<String>> {
     let mut found = Vec::new();
     let entries = std::fs::read_dir(dir).map_err(|error| files::FileError::new("list", dir, error))?;
     for entry in entries {
         let entry = entry.map_err(|error| files::FileError::new("list", dir, error))?;
         let name = entry.file_name();
-        let Some((mandate, false)) = name.to_str().and_then(file::mandate_of) else { continue };
-        if source.head(mandate)?.is_none() {
-            found.push(mandate.to_owned());
+        let Some((mandate, false)) = name.to_str().and_then(record::mandate_of) else { continue };
+        if source.head(mandate)?.is_some() {
+            continue;
+        }
+        match file::read(&entry.path()) {
+            Ok(Some(bytes)) => {
+                source.adopt(mandate, bytes, now)?;
+                tracing::error!(mandate, "wal_file_unknown_to_store");
+                found.push(mandate.to_owned());
+            }
+            Ok(None) => {}
+            Err(error) => tracing::error!(mandate, error = %error, "wal_file_unreadable"),
         }
     }
     found.sort_unstable();

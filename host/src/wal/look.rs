@@ -242,7 +242,7 @@ fn judge(scan: &Scan, head: Option<Option<&WalHead>>) -> (FileState, Option<usiz
 fn missing(dir: &Path, mandate: &str) -> FileVerdict {
     FileVerdict {
         mandate: mandate.to_owned(),
-        path: dir.join(format!("{mandate}{}", file::SUFFIX)).display().to_string(),
+        path: dir.join(format!("{mandate}{}", record::SUFFIX)).display().to_string(),
         state: FileState::Missing,
         lines: 0,
         offset: None,
@@ -269,7 +269,7 @@ fn present(dir: &Path) -> Result<BTreeSet<String>> {
     let mut found = BTreeSet::new();
     for entry in entries {
         let name = entry.map_err(fail)?.file_name();
-        if let Some((mandate, _)) = name.to_str().and_then(file::mandate_of) {
+        if let Some((mandate, _)) = name.to_str().and_then(record::mandate_of) {
             found.insert(mandate.to_owned());
         }
     }

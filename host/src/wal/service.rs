@@ -82,7 +82,9 @@ impl Wal {
     }
 
     /// Heals the files of everything whose lines are in the store, then starts the thread.
-    /// Called once, after recovery and before the first cycle.
+    /// Called once, after recovery and before the first cycle; a cycle that recovery handed out must
+    /// not go on if its mandate is among [`HealReport::reviewed`]. Blocks; must not be called on an
+    /// async runtime's thread.
     ///
     /// # Errors
     /// When the directory or the store cannot be read; a single bad file is in the report instead.

@@ -38,6 +38,13 @@ pub trait Source: Send + Sync + 'static {
         detail: String,
         now: DateTime<Utc>,
     ) -> Pending<()>;
+
+    /// Takes in a log that the store does not know: an unfinished mandate goes to review. False when
+    /// it is known after all. Blocks.
+    ///
+    /// # Errors
+    /// Of the store.
+    fn adopt(&self, mandate: &str, bytes: Vec<u8>, now: DateTime<Utc>) -> store::Result<bool>;
 }
 
 impl Source for SqliteStore {
@@ -65,5 +72,9 @@ impl Source for SqliteStore {
         now: DateTime<Utc>,
     ) -> Pending<()> {
         self.log_disagrees(mandate, reason, detail, now)
+    }
+
+    fn adopt(&self, mandate: &str, bytes: Vec<u8>, now: DateTime<Utc>) -> store::Result<bool> {
+        self.adopt_log(mandate, bytes, now)
     }
 }

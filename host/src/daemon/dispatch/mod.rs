@@ -271,14 +271,11 @@ impl Dispatch {
             Some(cycle) => cycle,
             None => {
                 let outcome = self.0.parts.store.claim(self.0.claim_request(1)).await?;
-                let logged = self.0.learn(&outcome, 1);
+                self.0.learn(&outcome, 1);
                 match (outcome.claimed.into_iter().next(), outcome.blocked) {
                     (Some(cycle), _) => cycle,
                     (None, Some(block)) => {
-                        // Each call by hand says so, as in the seed.
-                        if !logged {
-                            log_blocked(&block);
-                        }
+                        log_blocked(&block);
                         return Ok(OneCycle::Blocked(block));
                     }
                     (None, None) => return Ok(OneCycle::Idle),
@@ -473,9 +470,8 @@ impl Inner {
         self.kick();
     }
 
-    /// Remembers what a claim's answer says beyond the cycles it started. True when it logged that
-    /// the budget holds work back, which it does when that is news.
-    fn learn(&self, outcome: &ClaimOutcome, asked: usize) -> bool {
+    /// Remembers what a claim's answer says beyond the cycles it started.
+    fn learn(&self, outcome: &ClaimOutcome, asked: usize) {
         let news = {
             let mut table = self.table();
             // A full answer may have left something behind.
@@ -485,7 +481,7 @@ impl Inner {
             let same = table.blocked == outcome.blocked;
             table.blocked.clone_from(&outcome.blocked);
             if same && outcome.claimed.is_empty() && outcome.next_ready.is_none() {
-                return false;
+                return;
             }
             news
         };
@@ -493,7 +489,6 @@ impl Inner {
             log_blocked(block);
         }
         self.touch();
-        news
     }
 
     /// A slot runs cycle after cycle for as long as each finish claims the next.

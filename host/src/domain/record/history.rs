@@ -248,7 +248,9 @@ impl Plan {
 
     /// What was used in it, by day.
     pub fn used(&self) -> impl Iterator<Item = (String, Usage)> + '_ {
-        let steps = self.steps.iter().flat_map(Step::spent);
+        // What a runner stated is counted by the plan's end, once it has one.
+        let counted = |step: &&Step| self.end.is_none() || step.kind.as_deref() != Some("answer");
+        let steps = self.steps.iter().filter(counted).flat_map(Step::spent);
         let rest = self.end.as_ref().and_then(|end| end.get("unmetered")).and_then(Value::as_object);
         let rest = rest.into_iter().flatten().map(|(day, amount)| (day.clone(), usage(Some(amount))));
         steps.chain(rest)
@@ -328,6 +330,9 @@ impl Step {
         if !reserved.is_zero() {
             self.reserved = Some((text(line, "day").unwrap_or_default(), reserved));
         }
+        if let Some(amount) = line.get("usage") {
+            self.used.push((text(line, "day").unwrap_or_default(), usage(Some(amount))));
+        }
     }
 
     fn turn(&mut self, line: &Map<String, Value>) {
@@ -399,7 +404,7 @@ fn usage(value: Option<&Value>) -> Usage {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Append, Head, Transition, append, effect_step_id, seal, transition};
+    use super::super::{Append, Head, Transition, append, effect_step_id, seal, stated_usage, transition};
     use super::*;
     use chrono::{DateTime, TimeZone, Utc};
     use serde_json::json;
@@ -433,7 +438,7 @@ mod tests {
         let commit = json!({"op": "plan_commit", "plan_id": "p", "mandate_id": "m", "cycle": 2, "generation": "g",
             "steps": [{"step_id": "cycle_002", "tool": "runner.x"}], "ts": "t1"});
         let id = effect_step_id(kind, 2, 1);
-        let mut intent = append(&Append {
+        let intent = append(&Append {
             step_id: &id,
             plan_id: "p",
             step: 1,
@@ -444,11 +449,11 @@ mod tests {
             params_hash: "h",
             pre_hash: None,
             expected_post_hash: None,
+            repeatable,
             reserved: calls(2),
             day: Some("2026-11-22"),
             at: at(),
         });
-        intent.insert("repeatable".into(), json!(repeatable));
         let begin = transition("p", "cycle_002", &Transition::Executing { pre_hash: None }, at());
         let mut lines = vec![object(commit), begin, intent];
         lines.extend(then.iter().map(|to| transition("p", &id, to, at())));
@@ -496,6 +501,8 @@ mod tests {
         let again = log(ours("llm", false, &[BEGUN, BEGUN, done(1)]), true);
         assert_eq!((day(&again, "2026-11-22"), day(&again, "2026-11-23")), (calls(2), calls(1)));
         let mut lines = ours("llm", false, &[BEGUN, done(1)]);
+        lines.push(stated_usage("p", "answer_002_002", calls(5), "2026-11-23", at()));
+        assert_eq!(day(&log(lines.clone(), true), "2026-11-23"), calls(6));
         lines.push(object(
             json!({"op": "plan_finalize", "plan_id": "p", "status": "succeeded", "state": "queued",
             "unmetered": {"2026-11-23": {"llm_calls": 5}}}),

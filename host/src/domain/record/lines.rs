@@ -80,6 +80,8 @@ pub struct Append<'a> {
     pub pre_hash: Option<&'a str>,
     /// Hash of the target after.
     pub expected_post_hash: Option<&'a str>,
+    /// True when doing it twice is the same as doing it once.
+    pub repeatable: bool,
     /// What was reserved for it; a rebuilt store counts it when no settlement follows.
     pub reserved: Usage,
     /// Day of the ledger.
@@ -226,7 +228,7 @@ pub fn plan_commit(plan: &PlanCommit<'_>) -> Map<String, Value> {
 ///
 /// Keys of the reference: `op`, `step_id`, `plan_id`, `idem_key`, `status` (`pending`), `tool`,
 /// `params_hash`, `ts`. Ours: `step`, `kind`, `phase`, `pre_hash`, `expected_post_hash`,
-/// `reserved`, `day`.
+/// `repeatable`, `reserved`, `day`.
 #[must_use]
 pub fn append(step: &Append<'_>) -> Map<String, Value> {
     let mut line = start("append", step.at);
@@ -241,10 +243,32 @@ pub fn append(step: &Append<'_>) -> Map<String, Value> {
     put_some(&mut line, "phase", step.phase);
     put_some(&mut line, "pre_hash", step.pre_hash);
     put_some(&mut line, "expected_post_hash", step.expected_post_hash);
+    put_some(&mut line, "repeatable", step.repeatable.then_some(true));
     if !step.reserved.is_zero() {
         put(&mut line, "reserved", usage_value(step.reserved));
         put_some(&mut line, "day", step.day);
     }
+    line
+}
+
+/// The line that notes usage which the runner stated while it ran: a step that is completed as it
+/// is added. The plan's end counts it again under `unmetered`; until then this line stands for it.
+#[must_use]
+pub fn stated_usage(
+    plan_id: &str,
+    step_id: &str,
+    usage: Usage,
+    day: &str,
+    at: DateTime<Utc>,
+) -> Map<String, Value> {
+    let mut line = start("append", at);
+    put(&mut line, "step_id", step_id);
+    put(&mut line, "plan_id", plan_id);
+    put(&mut line, "status", "completed");
+    put(&mut line, "tool", "usage");
+    put(&mut line, "kind", "answer");
+    put(&mut line, "usage", usage_value(usage));
+    put(&mut line, "day", day);
     line
 }
 

@@ -1,6 +1,7 @@
 //! The lines of a mandate's log that go with each of the store's transactions.
 
 use chrono::{DateTime, Utc};
+use kairos_plugin_api::Usage;
 use serde_json::Value;
 
 use super::fail::Res;
@@ -96,6 +97,7 @@ pub fn begin(txn: &mut Txn<'_>, mandate: &mut Mandate, step: &BeginStep, again: 
             params_hash: &step.params_hash,
             pre_hash,
             expected_post_hash: hash_of("post_hash"),
+            repeatable: step.intent.get("repeatable").and_then(Value::as_bool).unwrap_or(false),
             reserved: step.reserve,
             day: step.gate.as_ref().map(|gate| gate.day.as_str()),
             at: step.now,
@@ -144,9 +146,37 @@ pub fn finalize(
             record::transition(&plan, &record::phase_step_id(&name, mandate.cycle), &failed, now)
         }
     });
+    let close = close(txn, mandate, status, (summary, error), now)?;
+    txn.lines(mandate, last.into_iter().chain([close]))
+}
+
+/// Says where a mandate went whose last plan was closed before: it ended while it waited for its
+/// next cycle. Without this its log would still have it wait.
+pub fn restate(txn: &mut Txn<'_>, mandate: &mut Mandate, now: DateTime<Utc>) -> Res<()> {
+    if mandate.seq == 0 || mandate.cycle == 0 {
+        return Ok(());
+    }
+    let status = txn.first(
+        "SELECT status FROM cycle WHERE mandate=?1 AND cycle=?2 AND attempt=?3",
+        (mandate.n, mandate.cycle, mandate.attempt),
+        |row| row.get::<_, Option<String>>(0),
+    )?;
+    let status = status.flatten().as_deref().and_then(CycleStatus::parse).unwrap_or(CycleStatus::Interrupted);
+    let close = close(txn, mandate, status, (None, None), now)?;
+    txn.lines(mandate, [close])
+}
+
+fn close(
+    txn: &Txn<'_>,
+    mandate: &Mandate,
+    status: CycleStatus,
+    (summary, error): (Option<&str>, Option<&str>),
+    now: DateTime<Utc>,
+) -> Res<serde_json::Map<String, Value>> {
+    let plan = plan(mandate);
     let usage = ledger::of_cycle(txn.conn, mandate.n, mandate.cycle, mandate.epoch)?;
     let unmetered = ledger::unmetered(txn.conn, mandate.n, mandate.cycle, mandate.epoch)?;
-    let close = record::plan_finalize(&PlanFinalize {
+    Ok(record::plan_finalize(&PlanFinalize {
         plan_id: &plan,
         mandate: &mandate.id,
         cycle: mandate.cycle,
@@ -159,6 +189,19 @@ pub fn finalize(
         summary,
         error,
         at: now,
-    });
-    txn.lines(mandate, last.into_iter().chain([close]))
+    }))
+}
+
+/// Usage that the runner stated while it ran.
+pub fn stated_usage(
+    txn: &mut Txn<'_>,
+    mandate: &mut Mandate,
+    seq: u32,
+    delta: Usage,
+    day: &str,
+    now: DateTime<Utc>,
+) -> Res<()> {
+    let id = record::effect_step_id(StepKind::Answer.word(), mandate.cycle, seq);
+    let line = record::stated_usage(&plan(mandate), &id, delta, day, now);
+    txn.lines(mandate, [line])
 }

@@ -201,6 +201,8 @@ pub fn end(
     if !running && mandate.record == Record::Continue {
         // A cycle that stopped in the middle is not gone on with any more.
         lines::finalize(txn, mandate, CycleStatus::Interrupted, (None, None), now)?;
+    } else if !running {
+        lines::restate(txn, mandate, now)?;
     }
     ended(txn, mandate, now)
 }

@@ -265,9 +265,11 @@ pub fn note(txn: &mut Txn<'_>, note: &CycleNote) -> Res<()> {
         }
         NoteKind::Usage { delta, day, seq } => {
             if let Some(seq) = seq {
-                let mandate = running(txn, &note.mandate, note.cycle, note.attempt)?;
+                let mut mandate = running(txn, &note.mandate, note.cycle, note.attempt)?;
                 answer(txn, &mandate, note, *seq, "usage", &json!(delta))?;
-                return book_delta(txn, &mandate, note, *delta, day);
+                book_delta(txn, &mandate, note, *delta, day)?;
+                lines::stated_usage(txn, &mut mandate, *seq, *delta, day, note.now)?;
+                return mandate.save(txn.conn);
             }
             // Usage is usage, also of an attempt that has ended.
             let mandate = Mandate::load(txn.conn, &note.mandate)?;
@@ -281,8 +283,8 @@ fn book_delta(txn: &Txn<'_>, mandate: &Mandate, note: &CycleNote, delta: Usage, 
     ledger::book_some(txn, account, Kind::Delta, delta, note.now)
 }
 
-/// An answer is a step that is finished when it is recorded. It has no line of its own: it
-/// changes nothing in the world.
+/// An answer is a step that is finished when it is recorded. It has no line of its own, as it
+/// changes nothing in the world, unless it states usage.
 fn answer(
     txn: &Txn<'_>,
     mandate: &Mandate,

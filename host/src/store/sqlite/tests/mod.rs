@@ -2,15 +2,13 @@
 #![allow(clippy::disallowed_methods, reason = "tests make files of their own")]
 
 mod bench;
-mod commits;
 mod cycles;
-mod files;
 mod fires;
-mod recovery;
-mod steps;
+mod maintenance;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, TimeZone, Utc};
 use kairos_plugin_api::Usage;
