@@ -9,8 +9,9 @@ use kairos_plugin_api::{CallError, LlmRequest, ToolCall, ToolReply, Usage, code}
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::handover::Intended;
 use super::imposed::Imposed;
-use super::journal::{CycleServices, Intended};
+use super::journal::CycleServices;
 use super::llm::{LlmCall, LlmError};
 use super::tools::{Intent, Refusal, Tool, Unsure};
 use crate::domain::verdict::{self, Ruling};

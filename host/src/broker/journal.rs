@@ -19,13 +19,14 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::Broker;
+use super::handover::Lazy;
 use super::imposed::Imposed;
 use super::llm::{LlmCall, Position};
 use super::record::{Answer, Found, Replay, SelfTold};
 use super::stop::{Patience, StopSignal};
 use super::talk::{Talk, cut};
 use crate::domain::canonical;
-use crate::store::{BeginStep, BegunStep, ClaimedCycle, CycleNote, NoteKind, Pending, SettleStep};
+use crate::store::{ClaimedCycle, NoteKind, Pending};
 
 /// Largest request of a runner, in bytes.
 const REQUEST_MAX: usize = 8 << 20;
@@ -70,19 +71,12 @@ pub(super) struct Live {
     pub(super) phase: Option<String>,
     pub(super) positions: HashMap<Arc<str>, Position>,
     ending: Option<Imposed>,
-    metered: Usage,
+    pub(super) metered: Usage,
     deltas: Usage,
     puts: HashMap<String, Value>,
     put_bytes: usize,
-    lazy: Vec<(Lazy, Pending<()>)>,
+    pub(super) lazy: Vec<(Lazy, Pending<()>)>,
     progress: Option<Progress>,
-}
-
-/// What was handed to the store and is durable with a later commit.
-#[derive(Clone)]
-enum Lazy {
-    Settle(SettleStep),
-    Note(CycleNote),
 }
 
 /// Holds the right to make an effect.
@@ -92,15 +86,6 @@ impl Drop for Turn<'_> {
     fn drop(&mut self) {
         self.0.store(false, Ordering::Release);
     }
-}
-
-/// An effect that is about to be begun.
-pub(super) struct Intended {
-    pub kind: crate::store::StepKind,
-    pub name: String,
-    pub params_hash: String,
-    pub intent: Value,
-    pub reserve: Usage,
 }
 
 impl CycleServices {
@@ -211,37 +196,6 @@ impl CycleServices {
     #[must_use]
     pub fn state_puts(&self) -> HashMap<String, Value> {
         self.live().puts.clone()
-    }
-
-    /// Makes sure that what was handed to the store is in it, or will be with the finish. To be
-    /// called before the finish with `Settling::Lazily` (blocks only if something failed) and, for certainty, after it
-    /// with `Settling::Certainly`.
-    ///
-    /// # Errors
-    /// What the store did not take, even when asked again: the finish must not be relied on.
-    pub fn settle_up(&self, how: Settling) -> Result<(), crate::store::Error> {
-        let mut waiting = std::mem::take(&mut self.live().lazy).into_iter();
-        while let Some((lazy, pending)) = waiting.next() {
-            let result = match (how, pending.try_now()) {
-                (_, Ok(result)) => result,
-                (Settling::Certainly, Err(pending)) => pending.wait(),
-                (Settling::Lazily, Err(pending)) => {
-                    self.live().lazy.push((lazy, pending));
-                    continue;
-                }
-            };
-            // A full disk takes nothing and loses nothing: what it refused is handed in again, now
-            // or at the next call.
-            if result.is_err()
-                && let Err(error) = self.hand_in(&lazy).wait()
-            {
-                let mut live = self.live();
-                live.lazy.push((lazy, Pending::ready(Err(error.clone()))));
-                live.lazy.extend(waiting);
-                return Err(error);
-            }
-        }
-        Ok(())
     }
 
     pub(super) fn live(&self) -> MutexGuard<'_, Live> {
@@ -372,96 +326,6 @@ impl CycleServices {
         Ok(json!({}))
     }
 
-    /// Commits an intent. Whatever was handed in before is in the store when this returns.
-    pub(super) fn begin(&self, effect: Intended) -> Result<String, CallError> {
-        let (seq, phase) = {
-            let live = self.live();
-            (live.replay.next_seq(), live.phase.clone())
-        };
-        let Mandate { id, cycle, attempt, .. } = &self.mandate;
-        let key = canonical::step_key(id, *cycle, seq, &effect.params_hash);
-        // What costs nothing needs no budget: paid decisions can still be carried out.
-        let gate = (!effect.reserve.is_zero()).then(|| (self.broker.gate)());
-        let step = BeginStep {
-            mandate: id.clone(),
-            cycle: *cycle,
-            attempt: *attempt,
-            seq,
-            kind: effect.kind,
-            name: effect.name,
-            phase,
-            key: key.clone(),
-            params_hash: effect.params_hash,
-            intent: effect.intent,
-            reserve: effect.reserve,
-            gate,
-            now: self.broker.clock.now(),
-        };
-        let store_failed = |error| self.end(Imposed::Store(error));
-        self.settle_up(Settling::Lazily).map_err(store_failed)?;
-        match self.broker.store.begin_step(step).wait().map_err(store_failed)? {
-            BegunStep::Begun => {}
-            BegunStep::Exhausted(block) => return Err(self.end(Imposed::Budget(block))),
-        }
-        self.settle_up(Settling::Certainly).map_err(store_failed)?;
-        Ok(key)
-    }
-
-    /// Hands in the result of the step at hand. `usage` as in [`SettleStep`].
-    pub(super) fn settle(&self, answer: &Result<Value, CallError>, usage: Option<Usage>, recovered: bool) {
-        let answer = Answer::of(answer);
-        self.hand_over(crate::store::StepState::Done, json!(answer), usage, recovered);
-        let mut live = self.live();
-        live.metered = live.metered.plus(usage.unwrap_or_default());
-        live.replay.advance();
-    }
-
-    /// Hands in what is known of a step that has no result: given up, or for a person.
-    pub(super) fn hand_over(
-        &self,
-        state: crate::store::StepState,
-        result: Value,
-        usage: Option<Usage>,
-        recovered: bool,
-    ) {
-        let seq = self.live().replay.next_seq();
-        self.send(Lazy::Settle(SettleStep {
-            mandate: self.mandate.id.clone(),
-            cycle: self.mandate.cycle,
-            attempt: self.mandate.attempt,
-            seq,
-            state,
-            result,
-            usage,
-            recovered,
-            now: self.broker.clock.now(),
-        }));
-    }
-
-    fn note(&self, what: NoteKind) {
-        self.send(Lazy::Note(CycleNote {
-            mandate: self.mandate.id.clone(),
-            cycle: self.mandate.cycle,
-            attempt: self.mandate.attempt,
-            now: self.broker.clock.now(),
-            what,
-        }));
-    }
-
-    fn send(&self, lazy: Lazy) {
-        // Under the lock, so that the store sees things in the order in which they happened.
-        let mut live = self.live();
-        let pending = self.hand_in(&lazy);
-        live.lazy.push((lazy, pending));
-    }
-
-    fn hand_in(&self, lazy: &Lazy) -> Pending<()> {
-        match lazy.clone() {
-            Lazy::Settle(step) => self.broker.store.settle_step(step),
-            Lazy::Note(note) => self.broker.store.note(note),
-        }
-    }
-
     fn phase(&self, request: &Value) -> Result<Value, CallError> {
         self.ended()?;
         let name: String = field(request, "name")?;
@@ -559,15 +423,6 @@ impl HostCalls for CycleServices {
             tracing::Level::TRACE => write!(TRACE),
         }
     }
-}
-
-/// How sure [`CycleServices::settle_up`] has to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Settling {
-    /// Look only at what the store has answered already.
-    Lazily,
-    /// Wait for every answer.
-    Certainly,
 }
 
 fn field<T: DeserializeOwned>(request: &Value, name: &str) -> Result<T, CallError> {

@@ -11,6 +11,7 @@
 //! block; nothing here may be called on an async runtime's thread.
 
 mod effects;
+mod handover;
 mod imposed;
 mod journal;
 pub mod llm;
@@ -24,8 +25,9 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
+pub use handover::Settling;
 pub use imposed::Imposed;
-pub use journal::{CycleServices, Progress, Settling};
+pub use journal::{CycleServices, Progress};
 
 use self::llm::Providers;
 use self::policy::Policy;
