@@ -4,7 +4,7 @@
 //! Arrows point one way, top to bottom; nobody imports upward (a test holds this):
 //!
 //! ```text
-//! wiring, config, cli, telemetry
+//! wiring, boot, config, cli, telemetry
 //!        attach
 //!        daemon
 //!   runner   broker   wal
@@ -14,6 +14,7 @@
 //! ```
 
 pub mod attach;
+pub mod boot;
 pub mod broker;
 pub mod cli;
 pub mod config;

@@ -10,7 +10,7 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_appender::non_blocking::{NonBlocking, WorkerGuard};
 use tracing_appender::rolling::{RollingFileAppender, Rotation};
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::EnvFilter;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -26,8 +26,8 @@ pub const LOG_NAME: &str = "kairos.log";
 pub struct Options<'a> {
     /// Directory of the log files; none writes no file.
     pub dir: Option<&'a Path>,
-    /// Least severe level.
-    pub level: LevelFilter,
+    /// What is logged, in the words of `EnvFilter`: `info`, or `kairos_host=debug`.
+    pub filter: &'a str,
     /// Readable lines on stderr.
     pub stderr: bool,
     /// Colours on stderr.
@@ -40,16 +40,29 @@ pub struct Guard(#[expect(dead_code, reason = "held for its drop")] Option<Worke
 
 /// Why logging could not be set up.
 #[derive(Debug, thiserror::Error)]
-#[error("{dir}: log directory not usable: {detail}; make it writable")]
-pub struct Error {
-    /// The directory.
-    pub dir: String,
-    /// The system's words.
-    pub detail: String,
+pub enum Error {
+    /// The directory cannot be used.
+    #[error("{dir}: log directory not usable: {detail}; make it writable")]
+    Dir {
+        /// The directory.
+        dir: String,
+        /// The system's words.
+        detail: String,
+    },
+    /// The filter cannot be read.
+    #[error("log filter {filter:?} is not valid: {detail}; write info, debug, or kairos_host=debug")]
+    Filter {
+        /// The filter.
+        filter: String,
+        /// What is wrong.
+        detail: String,
+    },
 }
 
 /// Sets the process's subscriber. The second call in a process changes nothing.
 pub fn init(options: &Options<'_>, clock: std::sync::Arc<dyn Clock>) -> Result<Guard, Error> {
+    let filter = EnvFilter::try_new(options.filter)
+        .map_err(|error| Error::Filter { filter: options.filter.to_owned(), detail: error.to_string() })?;
     let (json, guard) = match options.dir {
         None => (None, None),
         Some(dir) => {
@@ -64,12 +77,12 @@ pub fn init(options: &Options<'_>, clock: std::sync::Arc<dyn Clock>) -> Result<G
             .with_target(false)
     });
     // A host program that embeds Kairos may have its own subscriber; that one stays.
-    let _ = tracing_subscriber::registry().with(options.level).with(json).with(human).try_init();
+    let _ = tracing_subscriber::registry().with(filter).with(json).with(human).try_init();
     Ok(Guard(guard))
 }
 
 fn appender(dir: &Path) -> Result<RollingFileAppender, Error> {
-    let error = |detail: String| Error { dir: dir.display().to_string(), detail };
+    let error = |detail: String| Error::Dir { dir: dir.display().to_string(), detail };
     std::fs::create_dir_all(dir).map_err(|e| error(e.to_string()))?;
     RollingFileAppender::builder()
         .rotation(Rotation::DAILY)

@@ -50,8 +50,6 @@ pub trait Source: Send + Sync + 'static {
     fn default_runner(&self) -> String;
     /// True when that runner is configured.
     fn has_runner(&self, name: &str) -> bool;
-    /// Ends a long job of maintenance: removes ended mandates older than `before`.
-    fn prune(&self, before: DateTime<Utc>, dry_run: bool) -> Result<Value, crate::store::Error>;
 }
 
 /// The wallet's frame.
@@ -90,7 +88,6 @@ pub fn router(plane: ControlPlane) -> Router {
         .route("/v1/admin/reload", post(admin::reload))
         .route("/v1/admin/shutdown", post(admin::shutdown))
         .route("/v1/admin/status_dump", post(admin::status_dump))
-        .route("/v1/admin/prune", post(admin::prune))
         .route("/v1/mandates", get(mandates::list).post(mandates::add))
         .route("/v1/mandates/{id}", get(mandates::show))
         .route("/v1/mandates/{id}/stop", post(mandates::stop))

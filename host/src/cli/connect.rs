@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::client::Client;
 use super::Context;
+use super::client::Client;
 use super::exit::{Failure, code};
 use super::local;
 use crate::sys::files;
@@ -51,18 +51,17 @@ pub async fn any(context: &Context) -> anyhow::Result<Client> {
     if let Some(client) = daemon(context).await? {
         return Ok(client);
     }
-    let paths = context.paths()?;
-    match local::open(context, &paths, Duration::ZERO).await {
+    match local::open(context, Duration::ZERO).await {
         Err(error) if error.is::<LockError>() => {}
-        other => return other.map(Client::Local),
+        other => return other.map(|opened| context.keep(opened)),
     }
     // Somebody else holds the root: another command, which ends soon, or a daemon that starts.
-    match local::open(context, &paths, PATIENCE).await {
+    match local::open(context, PATIENCE).await {
         Err(error) if error.is::<LockError>() => match daemon(context).await? {
             Some(client) => Ok(client),
             None => Err(Failure::new(code::FAILED, "locked", format!("{error:#}")).into()),
         },
-        other => other.map(Client::Local),
+        other => other.map(|opened| context.keep(opened)),
     }
 }
 

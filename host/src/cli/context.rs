@@ -1,11 +1,12 @@
 //! What every command shares: where the root is, how to print, how to reach the control plane.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::client::Client;
 use super::exit::Failure;
 use super::output::Style;
+use crate::boot::LocalGuard;
 use crate::config::{Env, Paths};
 use crate::sys::clock::Clock;
 
@@ -23,6 +24,8 @@ pub struct Context {
     pub yes: bool,
     /// Time.
     pub clock: Arc<dyn Clock>,
+    /// The local control plane, where no daemon runs; see [`Context::close`].
+    pub local: Mutex<Option<LocalGuard>>,
 }
 
 impl Context {
@@ -51,6 +54,24 @@ impl Context {
     /// No daemon runs: exit 7.
     pub async fn daemon(&self) -> anyhow::Result<Client> {
         super::connect::daemon(self).await?.ok_or_else(|| Failure::daemon_down().into())
+    }
+
+    /// Remembers a local control plane until [`Context::close`].
+    pub(super) fn keep(&self, opened: (axum::Router, LocalGuard)) -> Client {
+        *self.local.lock().unwrap_or_else(PoisonError::into_inner) = Some(opened.1);
+        Client::Local(opened.0)
+    }
+
+    /// Closes the local control plane if there is one.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn close(&self) -> anyhow::Result<()> {
+        let guard = self.local.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match guard {
+            Some(guard) => guard.close().await,
+            None => Ok(()),
+        }
     }
 
     /// Asks a person on a terminal; without one, or with `--json`, the answer is no.

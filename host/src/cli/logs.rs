@@ -34,7 +34,8 @@ pub fn run(args: &LogsArgs, context: &Context) -> anyhow::Result<()> {
     let paths = context.paths()?;
     let path = paths.logs.join(LOG_NAME);
     let file = File::open(&path).map_err(|error| {
-        Failure::not_found(format!("{}: {error}", path.display())).remedy("the daemon writes it when it first runs")
+        Failure::not_found(format!("{}: {error}", path.display()))
+            .remedy("the daemon writes it when it first runs")
     })?;
     let mut log = Follower { reader: BufReader::new(file), json: context.style.json };
     log.last(args.n)?;

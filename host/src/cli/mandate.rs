@@ -4,8 +4,8 @@ use chrono::{DateTime, Duration, Utc};
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
-use super::client::segment;
 use super::Context;
+use super::client::segment;
 use super::exit::Failure;
 use super::output::{cell, emit, printable, rows, table};
 
@@ -228,7 +228,8 @@ async fn show(id: &str, context: &Context) -> anyhow::Result<()> {
             text.push_str(&format!("{key:<11} {}\n", printable(&cell(&mandate[key]))));
         }
         text.push_str("\ncycles\n");
-        let cycles: Vec<Vec<String>> = mandate["cycles"].as_array().into_iter().flatten().map(cycle_row).collect();
+        let cycles: Vec<Vec<String>> =
+            mandate["cycles"].as_array().into_iter().flatten().map(cycle_row).collect();
         text.push_str(&table(
             &["CYCLE", "TRY", "STATUS", "STARTED", "ENDED", "CALLS", "TOKENS IN/OUT", "USD", "SAID"],
             &cycles,
@@ -278,7 +279,10 @@ mod tests {
     fn parameters_are_json_where_they_can_be() {
         let pairs = ["n=3", "on=true", "text=hello", "q=\"3\"", "list=[1,2]", "eq=a=b"].map(str::to_owned);
         let map = params(&pairs).unwrap();
-        assert_eq!(Value::Object(map), json!({"n":3,"on":true,"text":"hello","q":"3","list":[1,2],"eq":"a=b"}));
+        assert_eq!(
+            Value::Object(map),
+            json!({"n":3,"on":true,"text":"hello","q":"3","list":[1,2],"eq":"a=b"})
+        );
         for bad in ["novalue", "=x"] {
             assert_eq!(params(&[bad.to_owned()]).unwrap_err().exit, 2);
         }

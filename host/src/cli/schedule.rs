@@ -4,11 +4,11 @@ use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::client::segment;
 use super::Context;
+use super::client::segment;
 use super::exit::{Failure, code};
 use super::mandate::time;
-use super::output::{cell, emit, printable, say, table};
+use super::output::{cell, emit, printable, rfc3339, say, table};
 use super::schedule_edit::{self, EditArgs, NewArgs};
 
 /// Schedules: rules that fire mandates.
@@ -137,7 +137,7 @@ async fn list(context: &Context) -> anyhow::Result<()> {
         if rows.is_empty() {
             return "no schedules; add one with `kairos schedule add`".to_owned();
         }
-        table(&["NAME", "CRON", "ZONE", "STATE", "NEXT", "LAST FIRE", "GOAL"], &rows)
+        table(&["NAME", "CRON", "ZONE", "STATE", "NEXT", "GOAL"], &rows)
     })
 }
 
@@ -145,12 +145,7 @@ fn list_row(schedule: &Value) -> Vec<String> {
     ["name", "cron", "timezone"]
         .iter()
         .map(|key| cell(&schedule[*key]))
-        .chain([
-            cell(&schedule["state"]),
-            cell(&schedule["next"][0]),
-            cell(&schedule["last_fire_at"]),
-            cell(&schedule["goal"]),
-        ])
+        .chain([cell(&schedule["state"]), cell(&schedule["next"][0]["local"]), cell(&schedule["goal"])])
         .collect()
 }
 
@@ -162,13 +157,13 @@ async fn show(name: &str, context: &Context) -> anyhow::Result<()> {
     emit(context.style, &answer, |schedule| {
         let mut text = String::new();
         for (key, value) in schedule.as_object().into_iter().flatten() {
-            if !matches!(key.as_str(), "next" | "occurrences") && !value.is_null() {
+            if !matches!(key.as_str(), "next" | "occurrences" | "recent") && !value.is_null() {
                 text.push_str(&format!("{key:<20} {}\n", printable(&cell(value))));
             }
         }
         text.push_str("\nnext\n");
         for at in schedule["next"].as_array().into_iter().flatten() {
-            text.push_str(&format!("  {}\n", cell(at)));
+            text.push_str(&format!("  {}  {}\n", cell(&at["at"]), cell(&at["local"])));
         }
         text.push_str("\nlast outcomes\n");
         let rows: Vec<Vec<String>> =
@@ -191,21 +186,22 @@ async fn next(name: Option<&str>, n: usize, context: &Context) -> anyhow::Result
             _ => vec![],
         },
     };
-    let mut fires: Vec<(DateTime<Utc>, String)> = vec![];
+    let mut fires: Vec<(DateTime<Utc>, String, String)> = vec![];
     for schedule in &schedules {
-        for at in schedule["next"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-            fires.push((DateTime::parse_from_rfc3339(at)?.to_utc(), cell(&schedule["name"])));
+        for at in schedule["next"].as_array().into_iter().flatten() {
+            let (nominal, local) = (cell(&at["at"]), cell(&at["local"]));
+            fires.push((DateTime::parse_from_rfc3339(&nominal)?.to_utc(), local, cell(&schedule["name"])));
         }
     }
     fires.sort();
     let list: Vec<Value> = fires
         .iter()
-        .map(|(at, name)| json!({"schedule": name, "nominal_at": crate::cli::output::rfc3339(*at)}))
+        .map(|(at, local, name)| json!({"schedule": name, "nominal_at": rfc3339(*at), "local": local}))
         .collect();
     emit(context.style, &Value::Array(list), |_| {
         let rows: Vec<Vec<String>> =
-            fires.iter().map(|(at, name)| vec![crate::cli::output::rfc3339(*at), name.clone()]).collect();
-        table(&["UTC", "SCHEDULE"], &rows)
+            fires.iter().map(|(at, local, name)| vec![rfc3339(*at), local.clone(), name.clone()]).collect();
+        table(&["UTC", "LOCAL", "SCHEDULE"], &rows)
     })
 }
 
@@ -221,7 +217,8 @@ async fn backfill(args: BackfillArgs, context: &Context) -> anyhow::Result<()> {
     let to = args.to.map(|text| time(&text, now)).transpose()?.unwrap_or(now);
     let client = context.client().await?;
     let path = format!("/v1/schedules/{}/backfill", segment(&args.name));
-    let mut body = json!({"from": from.to_rfc3339(), "to": to.to_rfc3339(), "again": args.again, "dry_run": true});
+    let mut body =
+        json!({"from": from.to_rfc3339(), "to": to.to_rfc3339(), "again": args.again, "dry_run": true});
     let counted = client.post(&path, &body).await?;
     let count = counted["count"].as_u64().unwrap_or(0);
     if args.dry_run {

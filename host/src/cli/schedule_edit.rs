@@ -7,12 +7,12 @@ use serde_json::{Map, Value, json};
 use super::Context;
 use super::exit::{Failure, code};
 use super::mandate::params;
-use super::output::{emit, printable, rfc3339, say};
+use super::output::{emit, printable, say};
+use super::settings::Settings;
+use crate::config::SchedulesFile;
 use crate::config::edit::{self, Change, EditError};
 use crate::config::schedules::Around;
-use crate::config::{DaemonConfig, SchedulesFile};
-use crate::domain::cron::Cron;
-use crate::domain::schedule::ScheduleSpec;
+use crate::daemon::chronos;
 use crate::sys::zones::Zones;
 
 /// Fires that a preview shows.
@@ -97,7 +97,8 @@ pub async fn add(args: NewArgs, context: &Context) -> anyhow::Result<()> {
             None => drop(entry.insert(key, value)),
             Some((outer, inner)) => {
                 let map = entry.entry(outer).or_insert_with(|| json!({}));
-                let map = map.as_object_mut().ok_or_else(|| Failure::usage(format!("{outer} is no mapping")))?;
+                let map =
+                    map.as_object_mut().ok_or_else(|| Failure::usage(format!("{outer} is no mapping")))?;
                 map.insert(inner.to_owned(), value);
             }
         }
@@ -119,7 +120,9 @@ pub async fn edit(args: EditArgs, context: &Context) -> anyhow::Result<()> {
     }
     set.extend(args.fields.keys()?.into_iter().map(|(key, value)| (key, Some(value))));
     if set.is_empty() {
-        return Err(Failure::usage("nothing to change").remedy("name what: --cron, --goal, --set K=V …").into());
+        return Err(Failure::usage("nothing to change")
+            .remedy("name what: --cron, --goal, --set K=V …")
+            .into());
     }
     let change = Change::Edit { name: args.name.clone(), set };
     carry_out(&args.name, &change, args.fields.dry_run, "changed", context).await
@@ -169,13 +172,12 @@ async fn carry_out(
     done: &str,
     context: &Context,
 ) -> anyhow::Result<()> {
-    let paths = context.paths()?;
-    let zones = Zones::newest(crate::sys::zones::SYSTEM_DIR);
-    let runners = runner_names(context)?;
-    let around = Around { zones: &zones, runners: &runners };
-    let path = &paths.schedules_yml;
+    let settings = Settings::load(context)?;
+    let (zones, runners) = (&settings.zones, settings.runner_names());
+    let around = Around { zones, runners: &runners, now: Some(context.clock.now()) };
+    let path = &settings.paths.schedules_yml;
     let planned = edit::preview(path, change, around).map_err(failure)?;
-    let next = preview(&planned, name, &zones, context);
+    let next = preview(&planned, name, zones, context);
     for at in &next {
         say(context.style, &format!("  fires {at}"));
     }
@@ -186,41 +188,21 @@ async fn carry_out(
             daemon.post("/v1/admin/reload", &json!({})).await?;
         }
     }
-    let answer = json!({"schedule": name, "done": if dry_run { Value::Null } else { done.into() }, "next": next});
-    emit(context.style, &answer, |_| {
-        if dry_run { String::new() } else { format!("{} {done}", printable(name)) }
-    })
-}
-
-fn runner_names(context: &Context) -> anyhow::Result<Vec<String>> {
-    let paths = context.paths()?;
-    let (config, _) = DaemonConfig::load(&paths, &context.env)
-        .map_err(|report| Failure::new(code::USAGE, "config_invalid", report.to_string()))?;
-    Ok(config.runners.keys().cloned().collect())
+    let answer =
+        json!({"schedule": name, "done": if dry_run { Value::Null } else { done.into() }, "next": next});
+    emit(
+        context.style,
+        &answer,
+        |_| {
+            if dry_run { String::new() } else { format!("{} {done}", printable(name)) }
+        },
+    )
 }
 
 fn preview(file: &SchedulesFile, name: &str, zones: &Zones, context: &Context) -> Vec<String> {
     let spec = file.schedules.iter().find(|spec| &*spec.name == name);
-    spec.map_or_else(Vec::new, |spec| next_fires(spec, zones, context.clock.now(), PREVIEW))
-}
-
-/// The next fires of a checked schedule, as people read them.
-pub fn next_fires(
-    spec: &ScheduleSpec,
-    zones: &Zones,
-    now: chrono::DateTime<chrono::Utc>,
-    n: usize,
-) -> Vec<String> {
-    let (Ok(cron), Ok(zone)) = (Cron::parse(&spec.cron), zones.get(&spec.timezone)) else { return vec![] };
-    let mut at = now.timestamp();
-    let mut fires = vec![];
-    while fires.len() < n
-        && let Some(next) = cron.next_after(&zone, spec.policy.dst, at)
-    {
-        at = next;
-        fires.extend(chrono::DateTime::from_timestamp(next, 0).map(rfc3339));
-    }
-    fires
+    let upcoming = spec.and_then(|spec| chronos::preview(spec, zones, context.clock.now(), PREVIEW).ok());
+    upcoming.into_iter().flatten().map(|fire| fire.local).collect()
 }
 
 fn failure(error: EditError) -> Failure {

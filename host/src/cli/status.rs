@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::client::segment;
 use super::Context;
+use super::client::segment;
 use super::exit::{Failure, code};
 use super::mandate::time;
 use super::output::{cell, emit, printable, rows, say, table};
@@ -73,7 +73,8 @@ pub async fn why(context: &Context, schedule: &str, occurrence: &str) -> anyhow:
     );
     let answer = context.client().await?.get(&path).await?;
     emit(context.style, &answer, |row| {
-        let mut text = format!("{} {}: {}", printable(schedule), cell(&row["nominal_at"]), cell(&row["outcome"]));
+        let mut text =
+            format!("{} {}: {}", printable(schedule), cell(&row["nominal_at"]), cell(&row["outcome"]));
         if !row["reason"].is_null() {
             text.push_str(&format!(" ({})", cell(&row["reason"])));
         }
@@ -104,7 +105,8 @@ pub async fn why(context: &Context, schedule: &str, occurrence: &str) -> anyhow:
 pub async fn reload(context: &Context) -> anyhow::Result<()> {
     let answer = context.daemon().await?.post("/v1/admin/reload", &json!({})).await?;
     let reload = &answer["reload"];
-    let words = |key: &str| -> Vec<String> { reload[key].as_array().into_iter().flatten().map(cell).collect() };
+    let words =
+        |key: &str| -> Vec<String> { reload[key].as_array().into_iter().flatten().map(cell).collect() };
     let (applied, restart, problems) = (words("applied"), words("needs_restart"), words("problems"));
     emit(context.style, &answer, |_| {
         let mut lines = vec![];
@@ -152,7 +154,10 @@ pub async fn plugins(context: &Context) -> anyhow::Result<()> {
     emit(context.style, &answer["plugins"], |list| {
         table(
             &["RUNNER", "PLUGIN", "VERSION", "ABI", "ISOLATION", "STATE", "GENERATION", "REASON"],
-            &rows(list, &["runner", "plugin", "version", "abi", "isolation", "state", "generation", "reason"]),
+            &rows(
+                list,
+                &["runner", "plugin", "version", "abi", "isolation", "state", "generation", "reason"],
+            ),
         )
     })
 }

@@ -297,5 +297,22 @@ mod random {
             let kept: String = added.replace(&place("  - name: zz\n    cron: \"@daily\"\n"), "");
             prop_assert_eq!(kept, text);
         }
+
+        #[test]
+        fn any_text_is_changed_as_meant_or_refused_without_a_panic(
+            pieces in proptest::collection::vec(prop::sample::select(vec![
+                "schedules:", "schedules: [", "]", "{", "}", "- ", "-", "\n", "\r\n", "\r", "  ", "    ", "name: s0", "name: s1",
+                "cron: x", "mandate:", "goal: |", "goal: é", "'q'", ": ", ", ", "#c", "&a ", "*a", "<<: *a", "\"name\": \"s0\"", "? ",
+                "\u{1F980}", "---", "...", "!!str ", "null",
+            ]), 0..24),
+            change in change(0),
+        ) {
+            let text = pieces.concat();
+            for change in [change, Change::Add(object(json!({"name": "zz", "cron": "@daily"})))] {
+                if let Ok(changed) = edit(&text, "f", &change) {
+                    prop_assert!(load(&changed, "f").is_ok(), "{}", changed);
+                }
+            }
+        }
     }
 }

@@ -74,6 +74,14 @@ pub struct Override {
     pub origin: Origin,
 }
 
+impl Override {
+    /// A value of the command line, `attach.port` and `0` for example.
+    #[must_use]
+    pub fn command_line(key: &str, value: &str) -> Self {
+        Self { key: key.to_owned(), value: Node::plain(value), origin: Origin::CommandLine }
+    }
+}
+
 /// What all readers of one file share.
 pub struct Context<'c> {
     /// The file's name in problems.

@@ -314,6 +314,10 @@ impl<'a> Items<'a> {
     }
 
     fn shared(&mut self, policy: SchedulePolicy) -> Arc<SchedulePolicy> {
+        // Neighbours are alike more often than not; comparing is cheaper than hashing.
+        if let Some(last) = self.good.last().filter(|last| *last.policy == policy) {
+            return last.policy.clone();
+        }
         let alike = self.policies.entry(policy_hash(&policy)).or_default();
         if let Some(known) = alike.iter().find(|known| ***known == policy) {
             return known.clone();

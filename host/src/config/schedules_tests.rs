@@ -241,3 +241,23 @@ fn table_of_keys_is_what_the_reader_asks_for() {
     let table: Vec<&str> = SCHEDULE.iter().map(|key| key.path).collect();
     assert_eq!(asked, table);
 }
+
+proptest::proptest! {
+    #[test]
+    fn any_entry_is_good_or_set_aside_with_a_problem(
+        key in proptest::sample::select(crate::config::keys::SCHEDULE.iter().map(|key| key.path).collect::<Vec<_>>()),
+        value in "[ -~]{0,12}",
+    ) {
+        let field = match key.strip_prefix("mandate.") {
+            Some(inner) => format!("    mandate:\n      {inner}: {value}\n"),
+            None => format!("    {key}: {value}\n"),
+        };
+        let file = read(&format!("schedules:\n  - {{name: first, cron: '@daily'}}\n  - a:\n{field}"));
+        if file.readable {
+            proptest::prop_assert_eq!(file.schedules.len(), 1);
+            proptest::prop_assert!(file.quarantined.len() == 1 && !file.quarantined[0].problems.is_empty());
+        } else {
+            proptest::prop_assert!(!file.report.is_ok());
+        }
+    }
+}

@@ -26,11 +26,18 @@ impl<'t> Splicer<'t> {
     pub(super) fn new(text: &'t str) -> Self {
         let bytes =
             if text.is_ascii() { Vec::new() } else { text.char_indices().map(|(at, _)| at).collect() };
+        // A lone carriage return ends a line too, as it does for the parser.
         let mut lines = Vec::new();
         let mut start = 0;
-        for line in text.split_inclusive('\n') {
-            lines.push(start..start + line.len());
-            start += line.len();
+        for (at, end) in text.match_indices(['\n', '\r']) {
+            if end == "\r" && text[at + 1..].starts_with('\n') {
+                continue;
+            }
+            lines.push(start..at + 1);
+            start = at + 1;
+        }
+        if start < text.len() {
+            lines.push(start..text.len());
         }
         let eol = if text.contains("\r\n") { "\r\n" } else { "\n" };
         Self { text, bytes, lines, eol, splices: Vec::new() }
@@ -43,8 +50,9 @@ impl<'t> Splicer<'t> {
         let mut changed = String::with_capacity(self.text.len() + 256);
         let mut done = 0;
         for (range, with) in &self.splices {
-            if range.start < done {
-                // Overlapping plans: the caller's check refuses what comes out.
+            let fits = self.text.is_char_boundary(range.start) && self.text.is_char_boundary(range.end);
+            if range.start < done || range.end < range.start || !fits {
+                // Plans that overlap or miss: the caller's check refuses what comes out.
                 continue;
             }
             changed.push_str(&self.text[done..range.start]);
@@ -67,7 +75,7 @@ impl<'t> Splicer<'t> {
         };
         match (&list.value.kind, list.value.style) {
             (Kind::List(items), Style::Indented) => {
-                let indent = self.dash_column(&list.value)? as usize - 1;
+                let indent = (self.dash_column(&list.value)? as usize).saturating_sub(1);
                 let line = items.last().map_or(list.key_span.end.line, content_line_of(self));
                 self.insert_line(line, &self.block_item(entry, indent));
             }
@@ -75,7 +83,7 @@ impl<'t> Splicer<'t> {
                 let block = format!("{}{}", self.eol, self.block_item(entry, 2));
                 let range = self.range(list.value.span.start, list.value.span.end);
                 // The bracket's line may go on with a comment, so the entries go below that line.
-                let line = self.lines[line_index(list.value.span.end)].clone();
+                let line = self.line(list.value.span.end.line);
                 let after = self.text[range.end..line.end].trim_end();
                 if after.is_empty() {
                     let blank =
@@ -190,7 +198,7 @@ impl<'t> Splicer<'t> {
         };
         let end = match entry.value.style {
             Style::Block | Style::Indented => {
-                let line = self.lines[self.content_line(&entry.value) as usize - 1].clone();
+                let line = self.line(self.content_line(&entry.value));
                 self.text[..line.end].trim_end_matches(['\r', '\n']).len()
             }
             _ => colon,
@@ -216,7 +224,7 @@ impl<'t> Splicer<'t> {
             return Ok(());
         }
         let Some(first) = own().next() else { return not_possible("the entry has no keys of its own") };
-        let indent = first.key_span.start.column as usize - 1;
+        let indent = (first.key_span.start.column as usize).saturating_sub(1);
         let line = self.content_line(parent);
         let mut text = String::new();
         self.block_entry(&mut text, key, value, indent);
@@ -240,7 +248,7 @@ impl<'t> Splicer<'t> {
             );
             return Ok(());
         }
-        let line = self.lines[line_index(entry.key_span.start)].clone();
+        let line = self.line(entry.key_span.start.line);
         let start = self.byte(entry.key_span.start);
         if self.text[line.start..start].trim().is_empty() {
             let last = self.content_line(&entry.value).max(entry.key_span.end.line);
@@ -295,12 +303,10 @@ impl<'t> Splicer<'t> {
             (_, Style::Block) => {
                 // The parser has looked into the line after the text, up to where it is no part of it.
                 let end = node.span.end;
-                let of_line = self.lines.get(line_index(end)).map_or(self.text.len(), |line| line.start);
+                let of_line = self.line(end.line).start;
                 let ahead = &self.text[of_line..self.byte(end).max(of_line)];
                 let mut line = if ahead.trim().is_empty() { end.line - 1 } else { end.line };
-                while line > node.span.start.line
-                    && self.text[self.lines[line as usize - 1].clone()].trim().is_empty()
-                {
+                while line > node.span.start.line && self.text[self.line(line)].trim().is_empty() {
                     line -= 1;
                 }
                 line
@@ -319,7 +325,7 @@ impl<'t> Splicer<'t> {
     /// The column of a list's dashes. The parser says where the first dash is, or what follows it.
     fn dash_column(&self, list: &Node) -> Result<u32, EditError> {
         for line in (1..=list.span.start.line).rev() {
-            let text = &self.text[self.lines[line as usize - 1].clone()];
+            let text = &self.text[self.line(line)];
             let dash = text.trim_start_matches(' ');
             if dash.starts_with('-') && dash[1..].starts_with([' ', '\t', '\r', '\n']) {
                 return Ok(u32::try_from(text.len() - dash.len()).unwrap_or(u32::MAX) + 1);
@@ -330,11 +336,10 @@ impl<'t> Splicer<'t> {
 
     fn dash_line(&self, item: &Node, column: u32) -> Result<u32, EditError> {
         for line in (1..=item.span.start.line).rev() {
-            let text = &self.text[self.lines[line as usize - 1].clone()];
+            let text = &self.text[self.line(line)];
             // Before the dash of a list stand only spaces, so characters and bytes agree.
-            if text.as_bytes().get(column as usize - 1) == Some(&b'-')
-                && text[..column as usize - 1].trim().is_empty()
-            {
+            let before = (column as usize).saturating_sub(1);
+            if text.as_bytes().get(before) == Some(&b'-') && text[..before].trim().is_empty() {
                 return Ok(line);
             }
         }
@@ -342,7 +347,13 @@ impl<'t> Splicer<'t> {
     }
 
     fn whole_lines(&self, first: u32, last: u32) -> Range<usize> {
-        self.lines[first as usize - 1].start..self.lines[last.max(first) as usize - 1].end
+        self.line(first).start..self.line(last.max(first)).end
+    }
+
+    /// The bytes of a line from 1; of nothing at the end for a line that is not there.
+    fn line(&self, number: u32) -> Range<usize> {
+        let end = self.text.len();
+        (number as usize).checked_sub(1).and_then(|at| self.lines.get(at)).map_or(end..end, Clone::clone)
     }
 
     fn byte(&self, mark: Mark) -> usize {
@@ -391,10 +402,6 @@ impl<'t> Splicer<'t> {
 
 fn content_line_of<'s>(splicer: &'s Splicer<'_>) -> impl Fn(&Node) -> u32 + 's {
     |node| splicer.content_line(node)
-}
-
-fn line_index(mark: Mark) -> usize {
-    mark.line as usize - 1
 }
 
 /// Keys in the order of the documentation, unknown ones after them.

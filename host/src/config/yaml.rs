@@ -4,7 +4,7 @@
 //! the last of two equal keys, expands aliases without a bound and holds a million schedules at once.
 //! Here duplicates are kept beside the map, and one list of the root can be streamed.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, StrInput, Tag};
@@ -379,7 +379,7 @@ impl<'t> Loader<'t, '_, '_> {
 
     fn map(&mut self, start: Span, depth: usize) -> Step<Node> {
         let mut map = Map::default();
-        let mut seen = HashSet::new();
+        let mut seen = HashMap::new();
         loop {
             let (event, key_span) = self.next()?;
             if event == Event::MappingEnd {
@@ -395,13 +395,12 @@ impl<'t> Loader<'t, '_, '_> {
                 map.entries.iter().find(|entry| entry.key == key).map(|entry| entry.key_span.start.line)
             } else {
                 if seen.is_empty() {
-                    seen.extend(map.entries.iter().map(|entry| entry.key.clone()));
+                    let line = |entry: &Entry| (entry.key.clone(), entry.key_span.start.line);
+                    seen.extend(map.entries.iter().map(line));
                 }
-                if seen.insert(key.clone()) {
-                    None
-                } else {
-                    map.entry(&key).map(|entry| entry.key_span.start.line)
-                }
+                let first = seen.get(&key).copied();
+                seen.entry(key.clone()).or_insert(key_span.start.line);
+                first
             };
             let (event, span) = self.next()?;
             let value = if depth == 0 && first.is_none() && self.streams(&key, &event) {

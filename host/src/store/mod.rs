@@ -154,8 +154,8 @@ pub trait Store: Send + Sync + 'static {
     /// State of one schedule, if it was ever seen.
     fn schedule(&self, name: &str) -> Result<Option<ScheduleState>>;
     /// Nominal times that fired and lie after their schedule's cursor, because the clock was set
-    /// back since. Costs nothing unless a cursor once went back to before `now`.
-    fn settled_ahead(&self, now: DateTime<Utc>) -> Result<Vec<(String, DateTime<Utc>)>>;
+    /// back since. Costs nothing unless a cursor ever went back.
+    fn settled_ahead(&self) -> Result<Vec<(String, DateTime<Utc>)>>;
     /// Mandates that match, newest first unless the filter says otherwise.
     fn mandates(&self, filter: &MandateFilter) -> Result<Vec<MandateRow>>;
     /// One mandate.

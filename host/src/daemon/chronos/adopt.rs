@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use super::table::{Extra, Rejected, Table};
 use super::{Chronos, EARLIEST, MAX_CATCH_UP_PER_MINUTE, ScheduleSet, pace, time};
 use crate::domain::cron::{Cron, Zone};
-use crate::domain::missed::{PlannedMiss, Rule, all_missed, reason};
+use crate::domain::missed::{Occurrences, PlannedMiss, Rule, all_missed, reason};
 use crate::domain::schedule::{Dst, SchedulePolicy, ScheduleSpec};
 use crate::store::{self, Adopt, MissedRun, Pause, PauseSchedule, Pending, ResumeSchedule, ScheduleState};
 use crate::sys::zones::Zones;
@@ -73,17 +73,24 @@ impl Chronos {
         let mut loaded = Loaded { active: table.len(), rejected, ..Loaded::default() };
 
         let mut settled: HashMap<String, Vec<i64>> = HashMap::new();
-        for (name, nominal) in store.settled_ahead(now)? {
+        for (name, nominal) in store.settled_ahead()? {
             settled.entry(name).or_default().push(nominal.timestamp());
         }
         let mut changes = Changes::default();
         let mut seen = vec![false; table.len()];
+        let (mut set_back, mut furthest) = (0, 0);
         for state in store.schedules()? {
+            let ahead = state.cursor.timestamp() - now.timestamp();
+            if ahead > pace::STEP && state.rule != REMOVED {
+                set_back += 1;
+                furthest = furthest.max(ahead);
+            }
             let Some(index) = table.find(&state.name) else {
                 let rejected = loaded.rejected.iter().any(|rejected| *rejected.name == *state.name);
                 if state.rule != REMOVED && !rejected && !kept.contains(&state.name) {
                     loaded.removed += 1;
-                    changes.adopts.push(self.former(&state, REMOVED, now)?.adopt);
+                    let ahead = settled.remove(&state.name).unwrap_or_default();
+                    changes.adopts.push(self.former(&state, &ahead, REMOVED, now)?.adopt);
                 }
                 continue;
             };
@@ -101,6 +108,9 @@ impl Chronos {
         }
         loaded.adopted = changes.adopts.len() - loaded.removed;
         self.commit(changes).await?;
+        if set_back > 0 {
+            self.clock_event("clock_stepped_back", furthest, set_back, now).await?;
+        }
 
         let mut state = self.state();
         state.table = table;
@@ -131,7 +141,7 @@ impl Chronos {
         let mut cursor = state.cursor.timestamp();
         let mut ahead = settled.remove(&state.name).unwrap_or_default();
         if state.rule != rule {
-            let former = self.former(&state, &rule, now)?;
+            let former = self.former(&state, &ahead, &rule, now)?;
             cursor = former.adopt.cursor.timestamp();
             ahead.extend(former.settled);
             changes.adopts.push(former.adopt);
@@ -162,7 +172,13 @@ impl Chronos {
     }
 
     /// Ends a former rule: its cursor goes to now and what it owed is recorded.
-    fn former(&self, state: &ScheduleState, rule: &str, now: DateTime<Utc>) -> store::Result<SetBack> {
+    fn former(
+        &self,
+        state: &ScheduleState,
+        settled: &[i64],
+        rule: &str,
+        now: DateTime<Utc>,
+    ) -> store::Result<SetBack> {
         let cursor = state.cursor.timestamp();
         // A rule that can no longer be read denotes nothing that could be counted.
         let former = FormerRule::parse(&state.rule, &self.seams.zones);
@@ -175,7 +191,7 @@ impl Chronos {
         };
         if let Some(former) = former {
             let why = if state.pause.is_some() { reason::PAUSED } else { reason::EDITED };
-            back.adopt.missed.extend(runs(all_missed(&former, cursor, now.timestamp(), &[], why)));
+            back.adopt.missed.extend(runs(all_missed(&former, cursor, now.timestamp(), settled, why)));
         }
         rule.clone_into(&mut back.adopt.rule);
         Ok(back)
@@ -229,9 +245,10 @@ impl Chronos {
                 (None, _) => settled.push(row.from.timestamp()),
                 // Runs after the cursor are taken back; of one across it the part before stays.
                 (Some(reason), Some(rule)) if row.from <= now => {
-                    let before = row.from.timestamp() - 1;
-                    let part = all_missed(&rule, before, now.timestamp(), &[], known_reason(reason));
-                    missed.extend(runs(part));
+                    let taken_back = rule.count(now.timestamp(), row.to.timestamp());
+                    let count = row.count.saturating_sub(taken_back);
+                    let run = MissedRun { from: row.from, to: now, count, reason: known_reason(reason) };
+                    missed.extend((count > 0).then_some(run));
                 }
                 _ => {}
             }

@@ -2,13 +2,15 @@
 //! missed policy. Asked again after it was cut short it goes on where it stopped, because each
 //! occurrence makes at most one mandate.
 
+use std::collections::HashSet;
+
 use chrono::{DateTime, Utc};
 
 use super::{Chronos, time};
 use crate::daemon::mailbox::Backfilled;
 use crate::domain::missed::Occurrences;
 use crate::domain::schedule::Overlap;
-use crate::store::{self, Added, Error, NewMandate, Origin, Pending};
+use crate::store::{self, Added, Error, MandateFilter, NewMandate, Origin, Pending};
 
 /// Requests on their way at a time: enough for one commit to hold many, few enough to stay short.
 const IN_FLIGHT: usize = 64;
@@ -76,12 +78,17 @@ impl Chronos {
         made: &mut Backfilled,
     ) -> store::Result<()> {
         let mut refused = None;
+        let mut taken = None;
         for (nominal, answer) in asked {
             match answer.await {
                 Ok(added) if added.created => made.created.push(added.id),
                 Ok(_) => made.occupied.push(time(nominal)),
                 Err(Error::Conflict(why)) => {
-                    if self.has_mandate(name, nominal)? {
+                    let taken = match &mut taken {
+                        Some(taken) => taken,
+                        none => none.insert(self.with_mandates(name)?),
+                    };
+                    if taken.contains(&nominal) {
                         made.occupied.push(time(nominal));
                     } else {
                         refused.get_or_insert(Error::Conflict(why));
@@ -102,11 +109,10 @@ impl Chronos {
         }
     }
 
-    fn has_mandate(&self, name: &str, nominal: i64) -> store::Result<bool> {
-        match self.seams.store.occurrence(name, time(nominal)) {
-            Ok(row) => Ok(row.mandate.is_some()),
-            Err(Error::NotFound { .. }) => Ok(false),
-            Err(error) => Err(error),
-        }
+    /// Nominal times of a schedule that have a mandate, to tell a taken one from another refusal.
+    fn with_mandates(&self, name: &str) -> store::Result<HashSet<i64>> {
+        let filter = MandateFilter { schedule: Some(name.to_owned()), ..MandateFilter::default() };
+        let rows = self.seams.store.mandates(&filter)?;
+        Ok(rows.iter().filter_map(|row| row.nominal_at).map(|at| at.timestamp()).collect())
     }
 }

@@ -175,3 +175,6 @@ fn time_of(seconds: i64) -> Option<DateTime<Utc>> {
 fn time(seconds: i64) -> DateTime<Utc> {
     time_of(seconds).expect("occurrences and cursors lie in the years that chrono covers")
 }
+
+#[cfg(test)]
+mod tests;

@@ -93,11 +93,11 @@ impl Chronos {
         outcome: &mut TickOutcome,
     ) -> store::Result<()> {
         let deferred = self.state().deferred.take();
-        if let Some(set) = deferred {
-            if let Err(error) = self.take_in(set.clone(), now).await {
-                self.state().deferred = Some(set);
-                return Err(error);
-            }
+        if let Some(set) = deferred
+            && let Err(error) = self.take_in(set.clone(), now).await
+        {
+            self.state().deferred = Some(set);
+            return Err(error);
         }
         self.watch_clock(now).await?;
         self.end_pauses(now, outcome).await?;
@@ -264,7 +264,7 @@ impl Chronos {
         Ok(ahead.len())
     }
 
-    async fn clock_event(
+    pub(super) async fn clock_event(
         &self,
         kind: &'static str,
         seconds: i64,

@@ -86,6 +86,14 @@ impl Chronos {
         Ok(Some(view))
     }
 
+    /// The next `count` occurrences of a schedule after `now`; none of an unknown one.
+    #[must_use]
+    pub fn upcoming(&self, name: &str, now: DateTime<Utc>, count: usize) -> Vec<Upcoming> {
+        let state = self.state();
+        let found = state.table.find(name);
+        found.map_or_else(Vec::new, |index| upcoming(&state.table, index, now.timestamp(), count))
+    }
+
     /// Why a nominal time has no recorded outcome.
     #[must_use]
     pub fn why_unrecorded(&self, name: &str, nominal: DateTime<Utc>) -> String {

@@ -271,11 +271,14 @@ impl Dispatch {
             Some(cycle) => cycle,
             None => {
                 let outcome = self.0.parts.store.claim(self.0.claim_request(1)).await?;
-                self.0.learn(&outcome, 1);
+                let logged = self.0.learn(&outcome, 1);
                 match (outcome.claimed.into_iter().next(), outcome.blocked) {
                     (Some(cycle), _) => cycle,
                     (None, Some(block)) => {
-                        log_blocked(&block);
+                        // Each call by hand says so, as in the seed.
+                        if !logged {
+                            log_blocked(&block);
+                        }
                         return Ok(OneCycle::Blocked(block));
                     }
                     (None, None) => return Ok(OneCycle::Idle),
@@ -470,8 +473,9 @@ impl Inner {
         self.kick();
     }
 
-    /// Remembers what a claim's answer says beyond the cycles it started.
-    fn learn(&self, outcome: &ClaimOutcome, asked: usize) {
+    /// Remembers what a claim's answer says beyond the cycles it started. True when it logged that
+    /// the budget holds work back, which it does when that is news.
+    fn learn(&self, outcome: &ClaimOutcome, asked: usize) -> bool {
         let news = {
             let mut table = self.table();
             // A full answer may have left something behind.
@@ -481,7 +485,7 @@ impl Inner {
             let same = table.blocked == outcome.blocked;
             table.blocked.clone_from(&outcome.blocked);
             if same && outcome.claimed.is_empty() && outcome.next_ready.is_none() {
-                return;
+                return false;
             }
             news
         };
@@ -489,6 +493,7 @@ impl Inner {
             log_blocked(block);
         }
         self.touch();
+        news
     }
 
     /// A slot runs cycle after cycle for as long as each finish claims the next.

@@ -191,6 +191,9 @@ pub fn settle(txn: &Txn<'_>, row: i64, real: Option<Usage>) -> Res<Option<(Usage
     Ok(Some((amount, date)))
 }
 
+/// Finds every open reservation; must go through the index of them.
+pub const RESERVED: &str = "SELECT n, calls FROM usage WHERE state='reserved'";
+
 /// Reservations that nobody will settle any more become `unknown`, of one mandate or of all.
 /// Gives how many calls that were.
 pub fn give_up(txn: &Txn<'_>, mandate: Option<i64>) -> Res<u64> {
@@ -200,9 +203,7 @@ pub fn give_up(txn: &Txn<'_>, mandate: Option<i64>) -> Res<u64> {
                 Ok((row.get::<_, i64>(0)?, number(row, 1)?))
             })?
         }
-        None => txn.all("SELECT n, calls FROM usage WHERE state='reserved'", [], |row| {
-            Ok((row.get::<_, i64>(0)?, number(row, 1)?))
-        })?,
+        None => txn.all(RESERVED, [], |row| Ok((row.get::<_, i64>(0)?, number(row, 1)?)))?,
     };
     let mut calls = 0;
     for (row, amount) in rows {

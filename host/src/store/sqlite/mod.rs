@@ -322,8 +322,8 @@ impl Store for SqliteStore {
         self.look(move |conn| Ok(schedules::find(conn, &name)?.map(|known| known.state)))
     }
 
-    fn settled_ahead(&self, now: DateTime<Utc>) -> Result<Vec<(String, DateTime<Utc>)>> {
-        self.look(move |conn| schedules::settled_ahead(conn, now))
+    fn settled_ahead(&self) -> Result<Vec<(String, DateTime<Utc>)>> {
+        self.look(schedules::settled_ahead)
     }
 
     fn mandates(&self, filter: &MandateFilter) -> Result<Vec<MandateRow>> {

@@ -120,17 +120,16 @@ fn take_back(txn: &Txn<'_>, former: &Known, cursor: DateTime<Utc>) -> Res<()> {
 }
 
 /// See [`crate::store::Store::settled_ahead`].
-pub fn settled_ahead(conn: &Connection, now: DateTime<Utc>) -> Res<Vec<(String, DateTime<Utc>)>> {
+pub fn settled_ahead(conn: &Connection) -> Res<Vec<(String, DateTime<Utc>)>> {
     let highest =
         first(conn, "SELECT value FROM meta WHERE key=?1", [TAKEN_BACK], |row| row.get::<_, i64>(0))?;
-    if highest.is_none_or(|highest| highest < micros(now)) {
-        return Ok(Vec::new());
-    }
+    // A paused schedule may keep its cursor long after the clock has passed that point again.
+    let Some(highest) = highest else { return Ok(Vec::new()) };
     all(
         conn,
         "SELECT name, first FROM schedule JOIN occurrence ON occurrence.schedule=schedule.n AND first>cursor \
-         WHERE outcome='fired' ORDER BY name, first",
-        [],
+         WHERE cursor<?1 AND outcome='fired' ORDER BY name, first",
+        [highest],
         |row| Ok((row.get(0)?, time(row, 1)?)),
     )
 }

@@ -17,8 +17,13 @@ impl std::ops::Deref for Bench {
 
 /// Runs the same test on a file and in memory.
 pub fn on_both(test: impl Fn(&Bench)) {
-    test(&Bench { store: SqliteStore::in_memory().unwrap(), dir: None });
+    in_memory(&test);
     test(&on_file());
+}
+
+/// For what takes many commits and does not touch the file.
+pub fn in_memory(test: impl Fn(&Bench)) {
+    test(&Bench { store: SqliteStore::in_memory().unwrap(), dir: None });
 }
 
 pub fn on_file() -> Bench {
@@ -31,6 +36,17 @@ impl Bench {
     /// A crash and a new start, not recovered yet.
     pub fn crashed(&mut self) {
         self.store = self.store.crash(None).unwrap();
+    }
+
+    /// Does something to the writing connection outside of any transaction.
+    pub fn look_as_writer(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static) {
+        let (done, wait) = std::sync::mpsc::channel();
+        self.send(Message::Look(Box::new(move |conn| {
+            work(conn).unwrap();
+            done.send(()).unwrap();
+        })))
+        .unwrap();
+        wait.recv().unwrap();
     }
 
     pub fn recovered(&self) -> Recovered {

@@ -2,13 +2,16 @@
 #![allow(clippy::disallowed_methods, reason = "tests make files of their own")]
 
 mod bench;
+mod commits;
 mod cycles;
+mod files;
 mod fires;
 mod maintenance;
+mod recovery;
+mod steps;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, TimeZone, Utc};
 use kairos_plugin_api::Usage;

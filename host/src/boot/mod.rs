@@ -1,0 +1,412 @@
+//! Boot: from checked settings to a running daemon, in one order. Lock, store, recovery, logs healed,
+//! runners, schedules, control plane, ready. Boot is recovery; there is no other entry. It may
+//! be killed anywhere, any number of times.
+
+mod background;
+mod brokers;
+mod office;
+mod once;
+mod providers;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde_json::json;
+use tokio::sync::watch;
+
+use crate::attach::{self, ControlPlane, SocketServer};
+use crate::broker::Broker;
+use crate::broker::policy::Policy;
+use crate::broker::tools::{Tools, Workspace};
+use crate::cli::exit::{Failure, code};
+use crate::cli::settings::Settings;
+use crate::config::{DaemonConfig, Env, Paths, WalOnError};
+use crate::daemon::chronos::{Chronos, ScheduleSet, Seams};
+use crate::daemon::dispatch::{self, Dispatch, OnLogError};
+use crate::daemon::engine;
+use crate::daemon::heartbeat::Heartbeat;
+use crate::daemon::lifecycle::{End, Lifecycle};
+use crate::daemon::mailbox;
+use crate::daemon::signals::Signals;
+use crate::daemon::vitals::Vitals;
+use crate::daemon::wallet::Wallet;
+use crate::daemon::work::Hands;
+use crate::runner::{Isolation, PluginStore, RunnerConfig, Runners, SearchPath};
+use crate::store::{CommitSink, Limits, OpenOptions, RecoverRequest, Recovered, SqliteStore, Store};
+use crate::sys::clock::Clock;
+use crate::sys::entropy::{Entropy, SystemEntropy};
+use crate::sys::files;
+use crate::sys::lock::{FileSystemKind, RootLock, file_system};
+use crate::wal::{self, Wal};
+
+use brokers::Brokers;
+pub use office::Office;
+pub use once::{Left, Once};
+
+/// Longest wait for the heartbeat to say that the daemon has stopped.
+const LAST_BEAT: Duration = Duration::from_secs(1);
+
+/// Everything of a daemon, put together and not yet running.
+pub struct Daemon {
+    lifecycle: Lifecycle,
+    office: Arc<Office>,
+    store: SqliteStore,
+    log: Arc<Wal>,
+    plane: ControlPlane,
+    recovered: Option<Recovered>,
+    heartbeat: Arc<Heartbeat>,
+    interval: watch::Receiver<Duration>,
+    /// Held until the very end.
+    lock: RootLock,
+}
+
+/// How a daemon, or a command that acts as one, is put together.
+pub struct Options {
+    /// The root's lock, taken.
+    pub lock: RootLock,
+    /// The environment.
+    pub env: Env,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// False for a command: nothing is recovered and nothing runs.
+    pub daemon: bool,
+}
+
+impl Daemon {
+    /// Puts it together. Nothing is claimed yet.
+    ///
+    /// # Errors
+    /// The store is damaged or cannot be written, or a runner's replies cannot be read.
+    pub async fn assemble(settings: Settings, options: Options) -> anyhow::Result<Self> {
+        let Options { lock, env, clock, daemon } = options;
+        let started = clock.now();
+        prepare_dirs(&settings.paths)?;
+        let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy);
+        let retention = wal::Retention {
+            max_age: Duration::from_secs(u64::from(settings.config.wal.retention_days) * 86_400),
+            ..wal::Retention::default()
+        };
+        let log = Wal::new(wal::Settings { dir: settings.wal_dir(), retention }, Arc::clone(&clock));
+        let (store, recovered) = open(&settings, &log, started, daemon).await?;
+        let shared: Arc<dyn Store> = Arc::new(store.clone());
+        let wallet = Arc::new(wallet(&settings)?);
+        let brokers = Arc::new(Brokers::new(broker(&settings, &shared, &clock, &entropy, &wallet)?));
+        let runners = Arc::new(runners(&settings, &env, daemon).await?);
+        let chronos = Arc::new(Chronos::new(Seams {
+            store: Arc::clone(&shared),
+            clock: Arc::clone(&clock),
+            entropy: Arc::clone(&entropy),
+            zones: Arc::clone(&settings.zones),
+        }));
+        let parts = dispatch::Parts {
+            clock: Arc::clone(&clock),
+            store: Arc::clone(&shared),
+            runners: Arc::clone(&runners),
+            services: Arc::clone(&brokers) as _,
+            log: Some(Arc::clone(&log) as _),
+            wallet: Arc::clone(&wallet),
+        };
+        let dispatch = Dispatch::new(parts, dispatch_settings(&settings.config));
+        let (mailbox, inbox) = mailbox::mailbox();
+        engine::connect(&dispatch, &chronos);
+        let ticks = Arc::new(AtomicU64::new(0));
+        let vitals = Vitals::new(
+            Arc::clone(&clock),
+            Arc::clone(&shared),
+            dispatch.clone(),
+            mailbox.watch_phase(),
+            Arc::clone(&ticks),
+        );
+        let (heartbeat_interval, interval) = watch::channel(settings.config.heartbeat_interval);
+        let heartbeat = Arc::new(Heartbeat::new(&settings.paths.heartbeat_json, Arc::clone(&clock)));
+        let office = Arc::new(Office::new(office::Parts {
+            settings,
+            env,
+            started,
+            clock: Arc::clone(&clock),
+            entropy: Arc::clone(&entropy),
+            store: store.clone(),
+            log: Arc::clone(&log),
+            chronos: Arc::clone(&chronos),
+            dispatch: dispatch.clone(),
+            vitals: Arc::new(vitals),
+            heartbeat_interval,
+            runners,
+            wallet,
+            brokers,
+            mailbox: mailbox.clone(),
+            daemon,
+        }));
+        office.take_schedules_in().await?;
+        let plane = ControlPlane {
+            store: Arc::clone(&shared),
+            mailbox,
+            source: Arc::clone(&office) as _,
+            clock: Arc::clone(&clock),
+            entropy,
+        };
+        let lifecycle = Lifecycle {
+            chronos,
+            dispatch,
+            store: shared,
+            clock,
+            inbox,
+            office: Arc::clone(&office) as _,
+            ticks,
+        };
+        Ok(Self { lifecycle, office, store, log, plane, recovered, heartbeat, interval, lock })
+    }
+
+    /// The control plane of a command that runs without a daemon: commands are carried out by a task
+    /// of this runtime, until the router is dropped.
+    #[must_use]
+    pub fn serve_locally(self) -> (axum::Router, LocalGuard) {
+        let Self { lifecycle, store, log, plane, lock, .. } = self;
+        let Lifecycle { chronos, dispatch, store: shared, clock, mut inbox, .. } = lifecycle;
+        inbox.enter(mailbox::Phase::Running);
+        let task = tokio::spawn(async move {
+            while let Some(command) = inbox.next().await {
+                match command {
+                    mailbox::Command::Work(work) => {
+                        let hands = Hands {
+                            store: &*shared,
+                            chronos: &chronos,
+                            dispatch: Some(&dispatch),
+                            clock: &*clock,
+                        };
+                        hands.carry_out(work).await;
+                    }
+                    other => other.refuse(mailbox::CommandError::Stopped),
+                }
+            }
+        });
+        (attach::router(plane), LocalGuard { task, store, log, lock })
+    }
+
+    /// Runs it until somebody asks for the end.
+    ///
+    /// # Errors
+    /// The socket cannot be served, or the store cannot be closed.
+    pub async fn run(self, signals: &mut Signals) -> anyhow::Result<End> {
+        let Self { lifecycle, office, store, log, plane, recovered, heartbeat, interval, lock } = self;
+        let phase = plane.mailbox.watch_phase();
+        let server = serve(&office, plane)?;
+        lifecycle.dispatch.start(recovered.map(|recovered| recovered.running).unwrap_or_default());
+        let beats = tokio::spawn(heartbeat.run(office.pulse(), interval, phase));
+        let background = background::start(&office);
+        let end = lifecycle.run(signals).await;
+        if matches!(end, End::SecondSignal) {
+            return Ok(end);
+        }
+        background.stop().await;
+        server.stop().await;
+        // The last beat says `stopped`; a disk that hangs must not keep the process.
+        let _ = tokio::time::timeout(LAST_BEAT, beats).await;
+        office.publish_views(true);
+        close(store, log).await?;
+        drop(lock);
+        Ok(end)
+    }
+}
+
+impl Daemon {
+    /// Does one pass, see [`once`].
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn run_once(self, signals: &mut Signals) -> anyhow::Result<Once> {
+        let Self { mut lifecycle, office, store, log, recovered, lock, .. } = self;
+        let done = once::run(&mut lifecycle, recovered, signals).await?;
+        office.publish_views(true);
+        close(store, log).await?;
+        drop(lock);
+        Ok(done)
+    }
+}
+
+/// What a local control plane stands on. To be closed when the command is done.
+pub struct LocalGuard {
+    task: tokio::task::JoinHandle<()>,
+    store: SqliteStore,
+    log: Arc<Wal>,
+    lock: RootLock,
+}
+
+impl LocalGuard {
+    /// Closes the store and lets go of the root.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn close(self) -> anyhow::Result<()> {
+        self.task.abort();
+        close(self.store, self.log).await?;
+        drop(self.lock);
+        Ok(())
+    }
+}
+
+async fn close(store: SqliteStore, log: Arc<Wal>) -> anyhow::Result<()> {
+    let closed = store.close().await;
+    tokio::task::spawn_blocking(move || log.close()).await?;
+    match closed {
+        // A writer that has retired said why when it did.
+        Ok(()) | Err(crate::store::Error::Closed) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn prepare_dirs(paths: &Paths) -> anyhow::Result<()> {
+    for dir in [&paths.state, &paths.run, &paths.wal, &paths.logs] {
+        files::create_dirs(dir)?;
+    }
+    let system = file_system(&paths.state)?;
+    if system.kind == FileSystemKind::Network {
+        return Err(Failure::new(
+            code::FAILED,
+            "network_file_system",
+            format!(
+                "{} lies on {}, where locks and syncs cannot be trusted",
+                paths.show(&paths.state),
+                system.name
+            ),
+        )
+        .remedy("put the root on a local disk")
+        .into());
+    }
+    Ok(())
+}
+
+async fn open(
+    settings: &Settings,
+    log: &Arc<Wal>,
+    now: DateTime<Utc>,
+    daemon: bool,
+) -> anyhow::Result<(SqliteStore, Option<Recovered>)> {
+    let path = settings.paths.store_db.clone();
+    let sink = Arc::clone(log) as Arc<dyn CommitSink>;
+    let store =
+        tokio::task::spawn_blocking(move || SqliteStore::open(OpenOptions { path, sink: Some(sink) }))
+            .await??;
+    let recovered = if daemon { Some(store.recover(RecoverRequest { now }).await?) } else { None };
+    if let Some(recovered) = &recovered {
+        report(recovered);
+    }
+    let (source, log) = (Arc::new(store.clone()), Arc::clone(log));
+    let healed = tokio::task::spawn_blocking(move || log.attach(source)).await?;
+    match healed {
+        Ok(report) => tracing::debug!(?report, "wal_healed"),
+        // Cycles ask for their log before they start, so none runs without; looking still works.
+        Err(error) => tracing::error!(%error, "wal_unavailable"),
+    }
+    Ok((store, recovered))
+}
+
+fn report(recovered: &Recovered) {
+    if recovered.unclean || !recovered.running.is_empty() {
+        tracing::info!(
+            unclean = recovered.unclean,
+            continued = recovered.running.len(),
+            unknown_calls = recovered.unknown_calls,
+            "wal_recovery_complete"
+        );
+    }
+    for mandate in &recovered.crash_loops {
+        tracing::error!(%mandate, "mandate_crash_loop");
+    }
+}
+
+fn wallet(settings: &Settings) -> anyhow::Result<Wallet> {
+    let zone = settings.zones.get(&settings.config.budget.timezone)?;
+    Ok(Wallet::new(limits(&settings.config), zone))
+}
+
+fn limits(config: &DaemonConfig) -> Limits {
+    Limits {
+        calls: config.budget.daily_calls,
+        tokens: config.budget.daily_tokens,
+        nano_usd: config.budget.daily_usd_nano,
+    }
+}
+
+fn dispatch_settings(config: &DaemonConfig) -> dispatch::Settings {
+    dispatch::Settings {
+        slots: config.max_concurrent_cycles as usize,
+        on_log_error: match config.wal.on_error {
+            WalOnError::Refuse => OnLogError::Refuse,
+            WalOnError::Continue => OnLogError::Continue,
+        },
+        ..dispatch::Settings::default()
+    }
+}
+
+fn broker(
+    settings: &Settings,
+    store: &Arc<dyn Store>,
+    clock: &Arc<dyn Clock>,
+    entropy: &Arc<dyn Entropy>,
+    wallet: &Arc<Wallet>,
+) -> anyhow::Result<Arc<Broker>> {
+    let (wallet, time) = (Arc::clone(wallet), Arc::clone(clock));
+    Ok(Arc::new(Broker {
+        store: Arc::clone(store),
+        clock: Arc::clone(clock),
+        entropy: Arc::clone(entropy),
+        gate: Arc::new(move || wallet.day_and_limits(time.now())),
+        providers: providers::build(settings)?,
+        tools: Tools::builtin(&Workspace::open(&settings.paths.root)?),
+        policy: Policy,
+    }))
+}
+
+async fn runners(settings: &Settings, env: &Env, daemon: bool) -> anyhow::Result<Runners> {
+    let exe_dir = std::env::current_exe().ok().and_then(|exe| exe.parent().map(PathBuf::from));
+    let home = env.dir("HOME").map(|home| home.join(".local/share"));
+    let data = env.dir("XDG_DATA_HOME").or(home);
+    let search = SearchPath::new(&settings.paths.root, exe_dir.as_deref(), data.as_deref());
+    let store = PluginStore::new(&settings.paths.plugin_store);
+    if !daemon {
+        return Ok(Runners::new(search, store));
+    }
+    let configs = runner_configs(&settings.config);
+    // Mapping a file and running its constructors is no work for an async thread.
+    Ok(tokio::task::spawn_blocking(move || Runners::load(configs, search, store)).await?)
+}
+
+fn runner_configs(config: &DaemonConfig) -> Vec<RunnerConfig> {
+    let isolation = |asked: crate::config::Isolation| match asked {
+        crate::config::Isolation::InProcess => Isolation::InProcess,
+        crate::config::Isolation::Process => Isolation::Process,
+        crate::config::Isolation::Sandbox => Isolation::Sandbox,
+    };
+    config
+        .runners
+        .iter()
+        .map(|(name, runner)| RunnerConfig {
+            isolation: runner.isolation.map(isolation),
+            deadline: Some(runner.deadline),
+            params: runner.params.clone().into(),
+            ..RunnerConfig::new(name, &runner.plugin)
+        })
+        .collect()
+}
+
+fn schedule_set(config: &DaemonConfig, file: crate::config::SchedulesFile) -> ScheduleSet {
+    ScheduleSet {
+        specs: file.schedules,
+        kept: file.quarantined.iter().map(|bad| bad.name.clone()).collect(),
+        default_runner: Some(config.default_runner.clone()),
+        max_catch_up_per_minute: Some(config.max_catch_up_per_minute),
+    }
+}
+
+fn serve(office: &Office, plane: ControlPlane) -> anyhow::Result<SocketServer> {
+    let socket = office.socket();
+    Paths::prepare_socket_dir(&socket)?;
+    let listener = attach::bind(&socket)?;
+    let endpoint = json!({"socket": socket.display().to_string(), "pid": std::process::id()});
+    files::replace(&office.endpoint_file(), endpoint.to_string().as_bytes(), files::SHARED)?;
+    Ok(SocketServer::start(socket, listener, attach::router(plane)))
+}

@@ -1,0 +1,402 @@
+//! Who configured the daemon: reads the configuration again, tells the status, and answers what
+//! the control plane asks.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use super::brokers::Brokers;
+use super::{broker, dispatch_settings, limits, runner_configs, schedule_set};
+use crate::attach::{BudgetView, Source};
+use crate::cli::exit::Failure;
+use crate::cli::settings::Settings;
+use crate::config::{DaemonConfig, Env, Quarantined};
+use crate::daemon::chronos::{Chronos, Loaded};
+use crate::daemon::dispatch::Dispatch;
+use crate::daemon::heartbeat::Pulse;
+use crate::daemon::lifecycle;
+use crate::daemon::mailbox::{Mailbox, Phase, Reloaded};
+use crate::daemon::vitals::Vitals;
+use crate::daemon::wallet::Wallet;
+use crate::domain::budget;
+use crate::runner::Runners;
+use crate::store::{DayTotals, SqliteStore, Store, views};
+use crate::sys::clock::Clock;
+use crate::sys::entropy::Entropy;
+use crate::wal::Wal;
+
+/// Schedules beyond which `chronos_state.yml` is not published.
+const PUBLISHED_SCHEDULES_MAX: usize = 10_000;
+
+/// What it looks after.
+pub struct Parts {
+    /// As read last.
+    pub settings: Settings,
+    /// The environment.
+    pub env: Env,
+    /// When the daemon was put together.
+    pub started: DateTime<Utc>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Chance.
+    pub entropy: Arc<dyn Entropy>,
+    /// The commit point.
+    pub store: SqliteStore,
+    /// Log files.
+    pub log: Arc<Wal>,
+    /// Schedules.
+    pub chronos: Arc<Chronos>,
+    /// Cycles.
+    pub dispatch: Dispatch,
+    /// How the daemon is.
+    pub vitals: Arc<Vitals>,
+    /// For a reload.
+    pub heartbeat_interval: watch::Sender<Duration>,
+    /// Runners.
+    pub runners: Arc<Runners>,
+    /// Limits.
+    pub wallet: Arc<Wallet>,
+    /// Language models and tools.
+    pub brokers: Arc<Brokers>,
+    /// For its length and phase.
+    pub mailbox: Mailbox,
+    /// False for a command without a daemon.
+    pub daemon: bool,
+}
+
+/// See the module.
+pub struct Office {
+    parts: Parts,
+    /// The configuration in force.
+    config: Mutex<DaemonConfig>,
+    quarantined: Mutex<Vec<Quarantined>>,
+    published: Mutex<Published>,
+}
+
+#[derive(Default)]
+struct Published {
+    budget: String,
+    chronos: String,
+}
+
+impl Office {
+    /// Looks after these.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        let config = Mutex::new(parts.settings.config.clone());
+        Self { parts, config, quarantined: Mutex::default(), published: Mutex::default() }
+    }
+
+    /// Reads schedules.yml and hands it to chronos. Bad schedules are set aside, the others run.
+    ///
+    /// # Errors
+    /// The store's. A file that cannot be read at all is an error at boot.
+    pub async fn take_schedules_in(&self) -> anyhow::Result<()> {
+        let file = self.parts.settings.schedules()?;
+        if !file.readable {
+            return Err(Failure::usage(file.full_report().to_string()).into());
+        }
+        for problem in &file.full_report().problems {
+            tracing::warn!(%problem, "chronos_schedule_problem");
+        }
+        self.load(file).await?;
+        Ok(())
+    }
+
+    async fn load(&self, file: crate::config::SchedulesFile) -> crate::store::Result<Loaded> {
+        let quarantined = file.quarantined.clone();
+        let set = schedule_set(&self.config(), file);
+        let loaded = self.parts.chronos.load(set).await?;
+        for rejected in &loaded.rejected {
+            tracing::warn!(schedule = %rejected.name, reason = %rejected.cause, "chronos_schedule_rejected");
+        }
+        *lock(&self.quarantined) = quarantined;
+        Ok(loaded)
+    }
+
+    fn config(&self) -> DaemonConfig {
+        lock(&self.config).clone()
+    }
+
+    /// Where the control plane's socket belongs.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.parts.settings.paths.socket(&self.parts.env)
+    }
+
+    /// Where it is said where that is.
+    #[must_use]
+    pub fn endpoint_file(&self) -> PathBuf {
+        self.parts.settings.paths.endpoint_json.clone()
+    }
+
+    /// What background work needs.
+    #[must_use]
+    pub fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    /// Where beats come from.
+    #[must_use]
+    pub fn pulse(&self) -> Arc<dyn Pulse> {
+        Arc::clone(&self.parts.vitals) as _
+    }
+
+    /// Days that ended mandates are kept.
+    #[must_use]
+    pub fn retention_days(&self) -> u32 {
+        self.config().store_retention_days
+    }
+
+    /// Writes the views of the reference's format where they have changed: the budget's, and with
+    /// `schedules` theirs. Blocks for the files.
+    pub fn publish_views(&self, schedules: bool) {
+        let now = self.parts.clock.now();
+        let paths = &self.parts.settings.paths;
+        let day = self.parts.wallet.day(now);
+        let totals = self.parts.store.day(&day);
+        let budget =
+            totals.map(|totals| views::budget_json(&day, &totals, self.parts.wallet.limits().as_ref()));
+        let mut published = lock(&self.published);
+        match budget {
+            Ok(text) if text != published.budget => match views::publish_budget(&paths.budget_json, &text) {
+                Ok(()) => published.budget = text,
+                Err(error) => tracing::warn!(%error, "view_not_published"),
+            },
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "view_not_read"),
+        }
+        let chronos = &self.parts.chronos;
+        if !schedules || chronos.len() > PUBLISHED_SCHEDULES_MAX {
+            return;
+        }
+        match self.parts.store.schedules() {
+            Ok(states) => {
+                let text = views::chronos_state_yml(&states, &mut |name| next_of(&chronos, name, now));
+                if text != published.chronos {
+                    match views::publish_chronos(&paths.chronos_state, &text) {
+                        Ok(()) => published.chronos = text,
+                        Err(error) => tracing::warn!(%error, "view_not_published"),
+                    }
+                }
+            }
+            Err(error) => tracing::warn!(%error, "view_not_read"),
+        }
+    }
+
+    async fn reload_now(&self) -> Reloaded {
+        let settings = Settings::load_with(
+            self.parts.settings.paths.clone(),
+            &self.parts.env,
+            Arc::clone(&self.parts.settings.zones),
+        );
+        let mut done = Reloaded::default();
+        match settings {
+            Err(error) => done.problems.push(error.to_string()),
+            Ok(settings) => match self.apply(&settings).await {
+                Ok(diff) => (done.applied, done.needs_restart) = diff,
+                Err(error) => done.problems.push(error.to_string()),
+            },
+        }
+        // Bad daemon.yml leaves it as it was; the schedules are a file of their own.
+        match self.parts.settings.schedules() {
+            Err(error) => done.problems.push(error.to_string()),
+            Ok(file) => {
+                done.problems.extend(file.full_report().problems.iter().map(ToString::to_string));
+                if file.readable {
+                    match self.load(file).await {
+                        Ok(loaded) if loaded.adopted + loaded.removed > 0 => {
+                            done.applied.push("schedules".to_owned())
+                        }
+                        Ok(_) => {}
+                        Err(error) => done.problems.push(error.to_string()),
+                    }
+                }
+            }
+        }
+        done
+    }
+
+    /// Puts a new configuration in force, all of it that can be.
+    async fn apply(&self, settings: &Settings) -> anyhow::Result<(Vec<String>, Vec<String>)> {
+        let parts = &self.parts;
+        let config = &settings.config;
+        let zone = settings.zones.get(&config.budget.timezone)?;
+        let store: Arc<dyn Store> = Arc::new(parts.store.clone());
+        // Whatever can fail comes before anything is changed.
+        let broker = broker(settings, &store, &parts.clock, &parts.entropy, &parts.wallet)?;
+        let diff = DaemonConfig::diff(&self.config(), config);
+        parts.wallet.set(Some(limits(config)), zone);
+        parts.brokers.set(broker);
+        parts.heartbeat_interval.send_replace(config.heartbeat_interval);
+        parts.dispatch.configure(dispatch_settings(config));
+        let (runners, configs) = (Arc::clone(&parts.runners), runner_configs(config));
+        tokio::task::spawn_blocking(move || runners.configure(configs)).await?;
+        parts.dispatch.runners_changed();
+        *lock(&self.config) = config.clone();
+        Ok((diff.took_effect, diff.needs_restart))
+    }
+
+    fn totals(&self, now: DateTime<Utc>) -> DayTotals {
+        self.parts.store.day(&self.parts.wallet.day(now)).unwrap_or_default()
+    }
+
+    fn exceeded(&self) -> bool {
+        let totals = self.totals(self.parts.clock.now());
+        self.parts.wallet.limits().is_some_and(|limits| budget::exceeded(&limits, &totals).is_some())
+    }
+}
+
+impl lifecycle::Office for Office {
+    fn reload(&self) -> Pin<Box<dyn Future<Output = Reloaded> + Send + '_>> {
+        Box::pin(self.reload_now())
+    }
+
+    fn status(&self) -> Value {
+        Source::status(self)
+    }
+
+    fn line(&self) -> String {
+        let beat = self.parts.vitals.beat();
+        let budget = if self.exceeded() { ", budget used up" } else { "" };
+        format!(
+            "{}: {} running, {} queued{budget}",
+            beat.state,
+            beat.active_mandate_ids.len(),
+            beat.queue_depth
+        )
+    }
+
+    fn graceful_timeout(&self) -> Duration {
+        self.config().graceful_timeout
+    }
+
+    fn tick_interval(&self) -> Duration {
+        self.config().tick_interval
+    }
+}
+
+impl Source for Office {
+    fn status(&self) -> Value {
+        let beat = self.parts.vitals.beat();
+        let config = self.config();
+        let phase = self.parts.mailbox.phase();
+        let zones = self.parts.settings.zones.data();
+        let state = if self.parts.daemon { phase.as_str() } else { Phase::Stopped.as_str() };
+        let quarantined: Vec<String> = lock(&self.quarantined).iter().map(|bad| bad.name.clone()).collect();
+        json!({
+            "state": state,
+            "pid": self.parts.daemon.then(std::process::id),
+            "tick_count": beat.tick_count,
+            "mailbox_size": self.parts.mailbox.len(),
+            "started_at": self.parts.daemon.then(|| time(self.parts.started)),
+            "shutdown_requested": matches!(phase, Phase::Draining | Phase::Stopped),
+            "tick_interval": config.tick_interval.as_secs_f64(),
+            "graceful_timeout": config.graceful_timeout.as_secs_f64(),
+            "queue_depth": beat.queue_depth,
+            "active_mandate_id": beat.active_mandate_id,
+            "active_mandate_ids": beat.active_mandate_ids,
+            "last_cycle_at": beat.last_cycle_at.map(time),
+            "version": env!("CARGO_PKG_VERSION"),
+            "root": self.parts.settings.paths.root.display().to_string(),
+            "schedules": self.parts.chronos.len(),
+            "schedules_quarantined": quarantined,
+            "budget_exceeded": self.exceeded(),
+            "reasons": beat.reasons,
+            "zone_data": zones.version,
+        })
+    }
+
+    fn schedules(&self, now: DateTime<Utc>, next: usize) -> Vec<Value> {
+        let mut views = self.parts.chronos.list(now, next);
+        for bad in lock(&self.quarantined).iter() {
+            let problems: Vec<String> = bad.problems.iter().map(ToString::to_string).collect();
+            views.push(json!({"name": bad.name, "state": "quarantined", "problems": problems, "next": []}));
+        }
+        views
+    }
+
+    fn schedule(&self, name: &str, now: DateTime<Utc>, next: usize) -> Option<Value> {
+        match self.parts.chronos.show(name, now, next) {
+            Ok(Some(view)) => Some(view),
+            Ok(None) => self.schedules(now, 0).into_iter().find(|view| view["name"] == name),
+            Err(error) => {
+                tracing::error!(%error, "schedule_not_read");
+                None
+            }
+        }
+    }
+
+    fn backfill_count(&self, name: &str, from: DateTime<Utc>, to: DateTime<Utc>) -> Option<u64> {
+        self.parts.chronos.backfill_count(name, from, to)
+    }
+
+    fn why_unrecorded(&self, name: &str, nominal: DateTime<Utc>) -> String {
+        self.parts.chronos.why_unrecorded(name, nominal)
+    }
+
+    fn budget(&self, now: DateTime<Utc>) -> BudgetView {
+        BudgetView {
+            day: self.parts.wallet.day(now),
+            timezone: self.config().budget.timezone,
+            limits: self.parts.wallet.limits().unwrap_or_default(),
+        }
+    }
+
+    fn plugins(&self) -> Vec<Value> {
+        let config = self.config();
+        let known = self.parts.runners.status();
+        config
+            .runners
+            .iter()
+            .map(|(name, runner)| {
+                let slot = known.iter().find(|slot| slot.name == *name);
+                let identity = slot.and_then(|slot| slot.identity.as_ref());
+                let error = slot.and_then(|slot| slot.error.as_ref());
+                let state = match (identity, error) {
+                    (Some(_), _) => "active",
+                    (None, Some(_)) => "unavailable",
+                    (None, None) => "not_loaded",
+                };
+                json!({
+                    "runner": name,
+                    "plugin": runner.plugin,
+                    "isolation": runner.isolation.map(|isolation| isolation.as_str()),
+                    "name": identity.map(|identity| &identity.name),
+                    "version": identity.map(|identity| &identity.version),
+                    "abi": identity.map(|identity| &identity.abi),
+                    "generation": identity.map(|identity| &identity.generation),
+                    "state": state,
+                    "code": error.map(|error| error.code),
+                    "reason": error.map(|error| &error.message),
+                })
+            })
+            .collect()
+    }
+
+    fn default_runner(&self) -> String {
+        self.config().default_runner
+    }
+
+    fn has_runner(&self, name: &str) -> bool {
+        self.config().runners.contains_key(name)
+    }
+}
+
+fn next_of(chronos: &Chronos, name: &str, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    chronos.upcoming(name, now, 1).into_iter().next().map(|fire| fire.at)
+}
+
+fn time(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(SecondsFormat::AutoSi, true)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,25 @@
+//! The control plane without a daemon: the same router over the store, under the root's lock.
+
+use std::time::Duration;
+
+use super::Context;
+use super::settings::Settings;
+use crate::boot::{Daemon, LocalGuard, Options};
+use crate::sys::lock::RootLock;
+
+/// Opens it, waiting at most so long for a present holder of the lock.
+///
+/// # Errors
+/// The root is held: a `LockError`; or the store cannot be opened.
+pub async fn open(context: &Context, wait: Duration) -> anyhow::Result<(axum::Router, LocalGuard)> {
+    let settings = Settings::load(context)?;
+    let path = settings.lock_path();
+    let lock = tokio::task::spawn_blocking(move || RootLock::acquire(&path, "command", wait)).await??;
+    let options = Options {
+        lock,
+        env: context.env.clone(),
+        clock: std::sync::Arc::clone(&context.clock),
+        daemon: false,
+    };
+    Ok(Daemon::assemble(settings, options).await?.serve_locally())
+}

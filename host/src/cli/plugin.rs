@@ -1,0 +1,42 @@
+//! `kairos plugin`: what is loaded, and whether a file would load.
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+
+use super::Context;
+use super::exit::{Failure, code};
+use super::output::emit;
+use super::status;
+use crate::runner::check;
+
+/// Runner plugins.
+#[derive(Debug, Subcommand)]
+pub enum PluginCommand {
+    /// List the configured runners with what serves them
+    List,
+    /// Say whether a plugin file loads, and if not, why; runs none of its code before its manifest is read
+    Check {
+        /// The file
+        file: PathBuf,
+    },
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// `check` of a file that does not load: exit 1.
+pub async fn run(command: PluginCommand, context: &Context) -> anyhow::Result<()> {
+    match command {
+        PluginCommand::List => status::plugins(context).await,
+        PluginCommand::Check { file } => {
+            let path = context.cwd.join(file);
+            let report = tokio::task::spawn_blocking(move || check(&path)).await?;
+            emit(context.style, &serde_json::to_value(&report)?, |_| report.human())?;
+            match report.errors.first() {
+                None => Ok(()),
+                Some(error) => Err(Failure::new(code::FAILED, error.code, "the plugin does not load").into()),
+            }
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! The configuration as commands and the daemon use it: read once, checked whole.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::Context;
+use super::exit::{Failure, code};
+use crate::config::schedules::Around;
+use crate::config::{DaemonConfig, Env, Paths, Report, SchedulesFile};
+use crate::sys::files;
+use crate::sys::zones::{SYSTEM_DIRECTORY, Zones};
+
+/// Largest daemon.yml.
+const CONFIG_MAX: u64 = 16 << 20;
+/// Largest schedules.yml: a million schedules fit.
+const SCHEDULES_MAX: u64 = 512 << 20;
+
+/// Everything that was configured.
+pub struct Settings {
+    /// Where things are.
+    pub paths: Paths,
+    /// daemon.yml, with what the environment changed.
+    pub config: DaemonConfig,
+    /// Warnings of daemon.yml.
+    pub warnings: Report,
+    /// Zone data.
+    pub zones: Arc<Zones>,
+}
+
+impl Settings {
+    /// Reads daemon.yml of the context's root.
+    ///
+    /// # Errors
+    /// No root, or a bad file: exit 2 with the full report.
+    pub fn load(context: &Context) -> anyhow::Result<Self> {
+        let zones = Arc::new(Zones::newest(SYSTEM_DIRECTORY));
+        Self::load_with(context.paths()?, &context.env, zones)
+    }
+
+    /// As [`Settings::load`], with zone data that is there already.
+    ///
+    /// # Errors
+    /// A bad file: exit 2 with the full report.
+    pub fn load_with(paths: Paths, env: &Env, zones: Arc<Zones>) -> anyhow::Result<Self> {
+        let bytes = files::read(&paths.daemon_yml, CONFIG_MAX)?.unwrap_or_default();
+        let name = paths.show(&paths.daemon_yml);
+        let (config, warnings) = DaemonConfig::parse(&bytes, &name, &env.overrides(), &zones)
+            .map_err(|report| Failure::new(code::USAGE, "config_invalid", report.to_string()))?;
+        Ok(Self { paths, config, warnings, zones })
+    }
+
+    /// Reads schedules.yml. What is wrong with single schedules is in the value.
+    ///
+    /// # Errors
+    /// The file cannot be read at all.
+    pub fn schedules(&self) -> anyhow::Result<SchedulesFile> {
+        let runners = self.runner_names();
+        let around = Around { zones: &self.zones, runners: &runners, now: None };
+        let name = self.paths.show(&self.paths.schedules_yml);
+        match files::read(&self.paths.schedules_yml, SCHEDULES_MAX)? {
+            Some(bytes) => Ok(SchedulesFile::parse(&bytes, &name, around)),
+            None => Ok(SchedulesFile { readable: true, ..SchedulesFile::default() }),
+        }
+    }
+
+    /// Names of the configured runners.
+    #[must_use]
+    pub fn runner_names(&self) -> Vec<String> {
+        self.config.runners.keys().cloned().collect()
+    }
+
+    /// Where the logs of mandates are.
+    #[must_use]
+    pub fn wal_dir(&self) -> PathBuf {
+        self.config.wal_dir(&self.paths.root)
+    }
+
+    /// The root's lock.
+    #[must_use]
+    pub fn lock_path(&self) -> PathBuf {
+        self.config.pid_file(&self.paths.root)
+    }
+}
