@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::error::CallError;
 use crate::usage::Usage;
 
 /// One message of a conversation.
@@ -86,4 +87,18 @@ pub struct ToolReply {
     pub ok: bool,
     /// Its output; a message under `error` when `ok` is false.
     pub output: Value,
+}
+
+impl ToolReply {
+    /// The output of a tool that did it.
+    ///
+    /// # Errors
+    /// `failed` with the tool's own message, of one that could not.
+    pub fn into_output(self) -> Result<Value, CallError> {
+        if self.ok {
+            return Ok(self.output);
+        }
+        let message = self.output["error"].as_str().unwrap_or("the tool could not do it");
+        Err(CallError { detail: self.output.clone(), ..CallError::failed(message) })
+    }
 }

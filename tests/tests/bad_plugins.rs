@@ -226,6 +226,41 @@ fn panics_of_drop_and_of_payloads_stay_in_the_plugin() {
     drop(generation);
 }
 
+/// Of this process, in KiB: what cannot be given back to the system.
+fn anonymous_memory() -> u64 {
+    let rollup = fs::read_to_string("/proc/self/smaps_rollup").unwrap();
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Anonymous:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// The default hook prints a backtrace and keeps the symbols it read, some 31 MiB per image.
+#[test]
+fn a_panic_prints_nothing_and_keeps_no_symbols() {
+    const CHILD: &str = "KAIROS_TEST_PANIC_CHILD";
+    if std::env::var_os(CHILD).is_none() {
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "a_panic_prints_nothing_and_keeps_no_symbols", "--nocapture"])
+            .env(CHILD, "1")
+            .env("RUST_BACKTRACE", "1")
+            .output()
+            .unwrap();
+        let talk = String::from_utf8_lossy(&child.stderr).into_owned();
+        assert!(child.status.success(), "{talk}");
+        assert!(!talk.contains("asked to"), "{talk}");
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let generation = load(root.path(), "hostile-runner", Value::Null).unwrap();
+    run(&generation, &FakeHost::new(), json!({})).unwrap();
+    let before = anonymous_memory();
+    let host = FakeHost::new();
+    run(&generation, &host, json!({"fault": "panic"})).unwrap_err();
+    let grown = anonymous_memory().saturating_sub(before);
+    assert!(grown < 4096, "{grown} KiB");
+    let logs = host.logs();
+    assert!(logs.iter().any(|line| line.target == "panic" && line.message.contains("asked to")), "{logs:?}");
+}
+
 #[test]
 fn what_is_no_report_is_a_bad_report() {
     let root = tempfile::tempdir().unwrap();

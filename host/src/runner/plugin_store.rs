@@ -61,7 +61,7 @@ impl PluginStore {
     pub fn open(&self, sha256: &str) -> Result<PluginFile, LoadError> {
         let gone = || LoadError::GenerationGone(sha256.to_owned());
         // The name comes from a record; one that is no hash leads nowhere.
-        if sha256.len() != 64 || !sha256.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        if !is_sha256(sha256) {
             return Err(gone());
         }
         let bytes = manifest::read(&self.path_of(sha256)).map_err(|_| gone())?;
@@ -71,6 +71,40 @@ impl PluginStore {
         let manifest = manifest::manifest_of(&bytes)?;
         Ok(PluginFile { bytes, sha256: sha256.to_owned(), manifest })
     }
+
+    /// Removes the kept files whose hash `needed` does not claim, and what a crash left of a copy.
+    /// A file that is mapped stays mapped. Gives how many files went.
+    ///
+    /// # Errors
+    /// `io`, at the first file that cannot be removed.
+    pub fn prune(&self, needed: impl Fn(&str) -> bool) -> Result<usize, LoadError> {
+        let io = |path: &Path, error: &dyn std::fmt::Display| LoadError::Io {
+            action: "remove",
+            path: path.to_owned(),
+            reason: error.to_string(),
+        };
+        let entries = match std::fs::read_dir(&self.dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+            Err(error) => return Err(io(&self.dir, &error)),
+        };
+        let mut gone = 0;
+        for entry in entries {
+            let path = entry.map_err(|error| io(&self.dir, &error))?.path();
+            let name = path.file_name().and_then(|name| name.to_str());
+            let sha256 = name.and_then(|name| name.strip_suffix(".so")).filter(|name| is_sha256(name));
+            if sha256.is_some_and(|sha256| !needed(sha256)) {
+                std::fs::remove_file(&path).map_err(|error| io(&path, &error))?;
+                gone += 1;
+            }
+        }
+        files::sweep_temporaries(&self.dir).map_err(|error| io(&self.dir, &error))?;
+        Ok(gone)
+    }
+}
+
+fn is_sha256(name: &str) -> bool {
+    name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// Where the value of a runner's `plugin` key is looked up.
@@ -142,5 +176,19 @@ mod tests {
         let error = search.find("missing").expect_err("there is none");
         assert_eq!(error.code(), "not_found");
         assert!(error.to_string().contains("bin/libmissing.so"), "{error}");
+    }
+    #[test]
+    fn pruning_keeps_what_is_needed_and_what_is_not_ours() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = PluginStore::new(dir.path().join("store"));
+        assert_eq!(store.prune(|_| false), Ok(0));
+        std::fs::create_dir(dir.path().join("store")).expect("made");
+        let [kept, gone] = ["a", "b"].map(|digit| digit.repeat(64));
+        for path in [store.path_of(&kept), store.path_of(&gone), store.path_of("README")] {
+            std::fs::File::create(path).expect("made");
+        }
+        assert_eq!(store.prune(|sha256| sha256 == kept), Ok(1));
+        assert!(store.path_of(&kept).exists() && store.path_of("README").exists());
+        assert!(!store.path_of(&gone).exists());
     }
 }
