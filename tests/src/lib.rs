@@ -5,6 +5,8 @@
 
 #![allow(clippy::disallowed_methods, reason = "a test harness reads the real clock and writes plain files")]
 
+pub mod audit;
+
 use std::fs;
 use std::io::Read;
 use std::os::unix::net::UnixDatagram;
