@@ -146,7 +146,10 @@ fn killed_at_random_moments_nothing_is_lost_or_counted_twice() -> Result<()> {
         "{made} mandates, {} acknowledged by hand, {again} attempts after a kill",
         expected.acknowledged.len()
     );
-    assert!(made > i64::try_from(kills / 4)? && !expected.acknowledged.is_empty(), "the load was no load: {made} mandates");
+    assert!(
+        made > i64::try_from(kills / 4)? && !expected.acknowledged.is_empty(),
+        "the load was no load: {made} mandates"
+    );
     Ok(())
 }
 

@@ -30,6 +30,7 @@ use crate::daemon::engine;
 use crate::daemon::heartbeat::Heartbeat;
 use crate::daemon::lifecycle::{End, Lifecycle};
 use crate::daemon::mailbox;
+use crate::daemon::service_manager::ServiceManager;
 use crate::daemon::signals::Signals;
 use crate::daemon::vitals::Vitals;
 use crate::daemon::wallet::Wallet;
@@ -156,6 +157,7 @@ impl Daemon {
             inbox,
             office: Arc::clone(&office) as _,
             ticks,
+            manager: ServiceManager::connect(),
         };
         Ok(Self { lifecycle, office, store, log, plane, recovered, heartbeat, interval, lock })
     }

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use super::chronos::Chronos;
 use super::dispatch::{Dispatch, Drained};
 use super::mailbox::{Command, CommandError, Inbox, Phase, Reloaded};
-use super::service_manager;
+use super::service_manager::{self, ServiceManager};
 use super::signals::{Asked, Signals};
 use super::work::Hands;
 use crate::store::{self, Store};
@@ -68,6 +68,8 @@ pub struct Lifecycle {
     pub office: Arc<dyn Office>,
     /// Evaluations so far.
     pub ticks: Arc<AtomicU64>,
+    /// Who started the daemon, if it wants to know.
+    pub manager: ServiceManager,
 }
 
 impl Lifecycle {
@@ -80,7 +82,7 @@ impl Lifecycle {
         let mut fed = self.clock.monotonic();
         let mut hold = Duration::ZERO;
         self.inbox.enter(Phase::Running);
-        service_manager::ready(&self.office.line());
+        self.manager.ready(self.office.line());
         tracing::info!("daemon_started");
         loop {
             let wake = self.wake_at(hold, watchdog.map(|period| fed + period));
@@ -106,7 +108,7 @@ impl Lifecycle {
                     Some(command) => self.serve(command, &mut jobs).await,
                 },
                 _ = jobs.join_next(), if !jobs.is_empty() => {}
-                _ = changes.changed() => service_manager::status(&self.office.line()),
+                _ = changes.changed() => self.manager.status(self.office.line()),
                 _ = self.chronos.wait_until_due(), if hold <= self.clock.monotonic() => {
                     match self.tick().await {
                         Ok(()) => hold = Duration::ZERO,
@@ -183,14 +185,14 @@ impl Lifecycle {
     }
 
     async fn reloaded(&self) -> Reloaded {
-        service_manager::reloading();
+        self.manager.reloading();
         let reloaded = self.office.reload().await;
         if reloaded.problems.is_empty() {
             tracing::info!(applied = ?reloaded.applied, needs_restart = ?reloaded.needs_restart, "daemon_config_reloaded");
         } else {
             tracing::warn!(problems = ?reloaded.problems, applied = ?reloaded.applied, "daemon_config_reload_failed");
         }
-        service_manager::ready(&self.office.line());
+        self.manager.ready(self.office.line());
         reloaded
     }
 
@@ -202,14 +204,14 @@ impl Lifecycle {
     async fn feed(&self) {
         let alive = self.store.note_wait(String::new(), None);
         if tokio::time::timeout(Duration::from_secs(5), alive).await.is_ok() {
-            service_manager::alive();
+            self.manager.alive();
         }
     }
 
     async fn end(mut self, signals: &mut Signals, mut jobs: JoinSet<()>) -> End {
         let grace = self.office.graceful_timeout();
         self.inbox.enter(Phase::Draining);
-        service_manager::stopping(grace);
+        self.manager.stopping(grace);
         tracing::info!(grace_s = grace.as_secs_f64(), "daemon_shutdown_begin");
         let dispatch = self.dispatch.clone();
         let drain = dispatch.drain(grace);
