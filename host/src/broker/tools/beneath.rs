@@ -294,4 +294,27 @@ mod tests {
         assert!(step_by_step(beneath.dir.as_fd(), Path::new("a/file"), flags).is_ok());
         assert!(step_by_step(beneath.dir.as_fd(), Path::new("a/../a/file"), flags).is_err());
     }
+
+    proptest::proptest! {
+        // Each case makes a tree of its own.
+        #![proptest_config(proptest::test_runner::Config::with_cases(64))]
+        #[test]
+        fn no_path_leads_outside(parts in proptest::collection::vec(
+            proptest::sample::select(vec![
+                "a", "b", "in", "up", "dir", "abs", "out", "far", "self", "chain", "nowhere", "proc", "file",
+                "root", "etc", "passwd", "secret", "..", ".", "", "~", "\u{2024}\u{2024}",
+            ]), 0..8)) {
+            let (dir, beneath) = world();
+            let top = dir.path().join("work").canonicalize().unwrap();
+            let path = parts.join("/");
+            if let Ok(plain) = beneath.resolve(&path) {
+                let normal = plain.components().all(|part| matches!(part, Component::Normal(_)));
+                proptest::prop_assert!(normal, "{path} -> {plain:?}");
+                if let Ok(real) = top.join(&path).canonicalize() {
+                    proptest::prop_assert!(real.starts_with(&top), "{path} is {real:?}");
+                    proptest::prop_assert_eq!(real, top.join(&plain), "the kernel agrees");
+                }
+            }
+        }
+    }
 }
