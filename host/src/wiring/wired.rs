@@ -231,6 +231,11 @@ impl Wired {
         inbox.enter(Phase::Stopped);
     }
 
+    /// Ends when no cycle runs; what ran is recorded then.
+    pub async fn idle(&self) {
+        self.engine.dispatch().idle().await;
+    }
+
     /// The mandate whose cycle runs, the longest running if there are several.
     #[must_use]
     pub fn active_mandate_id(&self) -> Option<String> {

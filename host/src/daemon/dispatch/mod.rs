@@ -321,6 +321,15 @@ impl Dispatch {
         Drained { interrupted, unrecorded }
     }
 
+    /// Ends when no cycle runs.
+    pub async fn idle(&self) {
+        let mut changes = self.0.changed.subscribe();
+        while !self.0.table().running.is_empty() {
+            // The sender is ours, so a change is all that can come.
+            let _ = changes.changed().await;
+        }
+    }
+
     /// Mandates that run, the longest first.
     #[must_use]
     pub fn active_mandate_ids(&self) -> Vec<String> {
