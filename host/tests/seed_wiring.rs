@@ -234,3 +234,24 @@ async fn wiring_over_a_file_goes_on_where_the_last_one_ended() {
     assert_eq!(ended.mandate, "kept");
     wired.unwire().await;
 }
+
+#[test]
+fn table_of_the_seed_names_tests_that_exist() {
+    let table = include_str!("../docs/seed.md");
+    let sources = [("seed_cycle::", include_str!("seed_cycle.rs")), ("seed_wiring::", include_str!("seed_wiring.rs"))];
+    let mut named = 0;
+    for (prefix, source) in sources {
+        for (place, _) in table.match_indices(prefix) {
+            let rest = &table[place + prefix.len()..];
+            let names = match rest.strip_prefix('{') {
+                Some(list) => &list[..list.find('}').expect("a closed list")],
+                None => &rest[..rest.find('`').expect("a closed quote")],
+            };
+            for name in names.split(", ") {
+                assert!(source.contains(&format!("fn {name}(")), "{prefix}{name} does not exist");
+                named += 1;
+            }
+        }
+    }
+    assert!(named > 35, "only {named} names were found: the table reads differently now");
+}
