@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use kairos_host::broker::Broker;
 use kairos_host::broker::llm::Providers;
 use kairos_host::broker::policy::Policy;
 use kairos_host::broker::tools::Tools;
-use kairos_host::broker::Broker;
 use kairos_host::daemon::chronos::{Chronos, ScheduleSet, Seams};
 use kairos_host::daemon::dispatch::ports::CycleLog;
 use kairos_host::daemon::dispatch::{Dispatch, Parts, Settings};
@@ -23,9 +23,7 @@ use kairos_host::domain::cron::Zone;
 use kairos_host::domain::mandate::{CycleStatus, MandateState};
 use kairos_host::domain::schedule::{MandateBounds, Overlap, SchedulePolicy};
 use kairos_host::runner::{Builtin, PluginStore, RunnerBackend, Runners, SearchPath};
-use kairos_host::store::{
-    Limits, MandateCommand, NewMandate, Origin, RecoverRequest, SqliteStore, Store,
-};
+use kairos_host::store::{Limits, MandateCommand, NewMandate, Origin, RecoverRequest, SqliteStore, Store};
 use kairos_host::sys::clock::{Clock, SystemClock};
 use kairos_host::sys::entropy::SystemEntropy;
 use kairos_host::sys::zones::Zones;
@@ -139,7 +137,17 @@ impl Built {
         let turning = tokio::spawn(async move {
             while let Some(Command::StatusDump(_)) = running.run_until_control(&mut inbox).await {}
         });
-        House { clock, store: self.store, runners, wallet, chronos, dispatch, engine, mailbox, _loop: turning }
+        House {
+            clock,
+            store: self.store,
+            runners,
+            wallet,
+            chronos,
+            dispatch,
+            engine,
+            mailbox,
+            _loop: turning,
+        }
     }
 }
 
@@ -172,7 +180,8 @@ impl House {
     }
 
     async fn becomes(&self, id: &str, state: MandateState) {
-        until(&format!("{id} to be {state}, it is {}", self.state(id)), || self.state(id) == state).await;
+        let there = || self.store.mandate(id).is_ok_and(|row| row.state == state);
+        until(&format!("{id} to be {state}"), there).await;
     }
 
     fn last_cycle(&self, id: &str) -> (Option<CycleStatus>, Option<String>) {
@@ -210,7 +219,8 @@ async fn no_more_cycles_run_at_once_than_there_are_slots_and_all_slots_are_used(
         for number in 0..30 {
             house.add(&format!("m{number}")).await;
         }
-        until("all to end", || house.store.counts().is_ok_and(|c| c.queued == 0 && c.running.is_empty())).await;
+        until("all to end", || house.store.counts().is_ok_and(|c| c.queued == 0 && c.running.is_empty()))
+            .await;
         assert_eq!(most.load(Ordering::SeqCst), slots);
     }
 }
@@ -488,7 +498,11 @@ async fn replacing_occurrence_stops_the_running_one_and_runs_after_it() {
     let clock = clock();
     let policy = SchedulePolicy { concurrency: Overlap::Replace, ..SchedulePolicy::default() };
     let built = Built::new(|mandate, host| {
-        if mandate.nominal_at == Some(at("2026-11-22T09:01:00Z")) { patient(mandate, host) } else { ok(mandate, host) }
+        if mandate.nominal_at == Some(at("2026-11-22T09:01:00Z")) {
+            patient(mandate, host)
+        } else {
+            ok(mandate, host)
+        }
     });
     let schedules = every_minute("tidy", policy);
     let house = Built { clock: Arc::new(clock.clone()), schedules, ..built }.open().await;
@@ -552,9 +566,8 @@ async fn retry_of_a_stopped_mandate_is_not_stopped_by_the_old_wish() {
     house.becomes("m", MandateState::Succeeded).await;
     // A cancel for a mandate that is not here any more.
     house.dispatch.cancel("m");
-    let retry = |reply| {
-        Command::Work(Work::Mandate { id: "m".into(), command: MandateCommand::Retry, reply })
-    };
+    let retry =
+        |reply| Command::Work(Work::Mandate { id: "m".into(), command: MandateCommand::Retry, reply });
     house.mailbox.ask(retry).await.expect("it has ended");
     house.becomes("m", MandateState::Succeeded).await;
     assert_eq!(house.store.cycles("m").expect("it is there").len(), 2);
@@ -567,16 +580,11 @@ async fn first_cycle_of_a_scheduled_mandate_takes_two_commits() {
     let built = Built { clock: Arc::new(clock.clone()), schedules, ..Built::new(ok) };
     let house = built.open().await;
     // Whatever the start had to write is written.
-    until("quiet", || house.dispatch.active_mandate_id().is_none()).await;
+    house.add("warm-up").await;
+    house.becomes("warm-up", MandateState::Succeeded).await;
+    house.dispatch.idle().await;
     let before = house.store.stats().commits;
     clock.advance(Duration::from_secs(30));
-    house.becomes_there("20261122T090100Z-tidy-0").await;
+    house.becomes("20261122T090100Z-tidy-0", MandateState::Succeeded).await;
     assert_eq!(house.store.stats().commits - before, 2, "fire + start, finish");
-}
-
-impl House {
-    async fn becomes_there(&self, id: &str) {
-        let done = || self.store.mandate(id).is_ok_and(|row| row.state == MandateState::Succeeded);
-        until(&format!("{id} to end"), done).await;
-    }
 }

@@ -238,7 +238,8 @@ async fn wiring_over_a_file_goes_on_where_the_last_one_ended() {
 #[test]
 fn table_of_the_seed_names_tests_that_exist() {
     let table = include_str!("../docs/seed.md");
-    let sources = [("seed_cycle::", include_str!("seed_cycle.rs")), ("seed_wiring::", include_str!("seed_wiring.rs"))];
+    let sources =
+        [("seed_cycle::", include_str!("seed_cycle.rs")), ("seed_wiring::", include_str!("seed_wiring.rs"))];
     let mut named = 0;
     for (prefix, source) in sources {
         for (place, _) in table.match_indices(prefix) {

@@ -87,7 +87,10 @@ fn every_second() -> ScheduleSet {
 
 fn tell(wired: &Wired) -> anyhow::Result<()> {
     let spent = wired.spent_today()?.spent;
-    println!("spent today: {} calls, {} tokens in, {} out", spent.llm_calls, spent.input_tokens, spent.output_tokens);
+    println!(
+        "spent today: {} calls, {} tokens in, {} out",
+        spent.llm_calls, spent.input_tokens, spent.output_tokens
+    );
     println!("still queued: {}", wired.queue_depth());
     Ok(())
 }

@@ -8,10 +8,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
 fn example_prints_what_happened_and_ends_by_itself() {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_embed"))
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("it was built");
+    let mut child =
+        Command::new(env!("CARGO_BIN_EXE_embed")).stdout(Stdio::piped()).spawn().expect("it was built");
     #[allow(clippy::disallowed_methods, reason = "a test measures its own patience")]
     let begun = Instant::now();
     while child.try_wait().expect("it is ours").is_none() {

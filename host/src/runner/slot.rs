@@ -224,8 +224,18 @@ impl Runners {
 
     /// Puts a runner of this program in a slot.
     pub fn insert(&self, name: &str, backend: Arc<dyn RunnerBackend>) {
+        self.insert_with_deadline(name, backend, None);
+    }
+
+    /// As [`Runners::insert`], with a time for each cycle.
+    pub fn insert_with_deadline(
+        &self,
+        name: &str,
+        backend: Arc<dyn RunnerBackend>,
+        deadline: Option<Duration>,
+    ) {
         let pool = Arc::new(Pool::new(name));
-        let current = Ok(Arc::new(Generation::new(backend, Arc::clone(&pool), None)));
+        let current = Ok(Arc::new(Generation::new(backend, Arc::clone(&pool), deadline)));
         self.write().insert(name.to_owned(), Slot { config: None, pool, current, pinned: BTreeMap::new() });
     }
 

@@ -149,8 +149,11 @@ impl Inner {
         let answer = generation.start(cycle.mandate.clone(), Arc::clone(&host) as _);
         let outcome = self.await_report(answer, running, until, &generation, number).await;
         host.close();
+        // The runner may have seen that its time is over before the timer here was heard.
+        let late = until.is_some_and(|until| clock.monotonic() >= until);
+        let stops = running.stops();
         let seen = Seen {
-            stops: running.stops(),
+            stops: Stops { deadline: stops.deadline || late, ..stops },
             imposed: services.outcome(),
             saw_stop: host.saw_stop(),
             builtin: generation.identity().abi == "builtin",
