@@ -1,9 +1,10 @@
 //! Status, budget, plugins, events and the daemon's own commands.
 
 use axum::Json;
-use axum::extract::rejection::QueryRejection;
+use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
+use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -58,4 +59,21 @@ pub async fn shutdown(State(plane): State<ControlPlane>) -> Result<(StatusCode, 
 
 pub async fn status_dump(State(plane): State<ControlPlane>) -> Answer {
     Ok(Json(plane.mailbox.ask(Command::StatusDump).await?))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PruneBody {
+    before: DateTime<Utc>,
+    #[serde(default)]
+    dry_run: bool,
+}
+
+pub async fn prune(
+    State(plane): State<ControlPlane>,
+    body: Result<Json<PruneBody>, JsonRejection>,
+) -> Answer {
+    let Json(PruneBody { before, dry_run }) = body?;
+    let source = std::sync::Arc::clone(&plane.source);
+    Ok(Json(read(&plane, move |_| source.prune(before, dry_run)).await?))
 }

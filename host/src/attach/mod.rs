@@ -50,6 +50,8 @@ pub trait Source: Send + Sync + 'static {
     fn default_runner(&self) -> String;
     /// True when that runner is configured.
     fn has_runner(&self, name: &str) -> bool;
+    /// Removes what ended before that time. Blocks, in short steps.
+    fn prune(&self, before: DateTime<Utc>, dry_run: bool) -> crate::store::Result<Value>;
 }
 
 /// The wallet's frame.
@@ -88,6 +90,7 @@ pub fn router(plane: ControlPlane) -> Router {
         .route("/v1/admin/reload", post(admin::reload))
         .route("/v1/admin/shutdown", post(admin::shutdown))
         .route("/v1/admin/status_dump", post(admin::status_dump))
+        .route("/v1/admin/prune", post(admin::prune))
         .route("/v1/mandates", get(mandates::list).post(mandates::add))
         .route("/v1/mandates/{id}", get(mandates::show))
         .route("/v1/mandates/{id}/stop", post(mandates::stop))

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::TimeDelta;
 use tokio::task::JoinSet;
 
 use super::Office;
@@ -63,6 +64,17 @@ async fn views(office: Arc<Office>) {
 async fn daily(office: Arc<Office>) {
     let clock = Arc::clone(&office.parts().clock);
     loop {
+        let keeper = Arc::clone(&office);
+        let pruned = tokio::task::spawn_blocking(move || {
+            let parts = keeper.parts();
+            let before = parts.clock.now() - TimeDelta::days(i64::from(keeper.retention_days()));
+            parts.store.prune(before, false, &mut |_, _| {})
+        });
+        match pruned.await {
+            Ok(Ok(report)) => tracing::debug!(?report, "store_pruned"),
+            Ok(Err(error)) => tracing::warn!(%error, "store_not_pruned"),
+            Err(error) => tracing::error!(%error, "store_not_pruned"),
+        }
         clock.sleep_until(clock.monotonic() + DAY).await;
         if office.parts().settings.zones.reload() {
             office.parts().chronos.refresh_zones();

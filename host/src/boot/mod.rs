@@ -7,6 +7,7 @@ mod brokers;
 mod office;
 mod once;
 mod providers;
+mod takeover;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -36,7 +37,9 @@ use crate::daemon::vitals::Vitals;
 use crate::daemon::wallet::Wallet;
 use crate::daemon::work::Hands;
 use crate::runner::{Isolation, PluginStore, RunnerConfig, Runners, SearchPath};
-use crate::store::{CommitSink, Limits, OpenOptions, RecoverRequest, Recovered, SqliteStore, Store};
+use crate::store::{
+    CommitSink, Limits, OpenOptions, RecoverRequest, Recovered, SqliteStore, Store, maintenance,
+};
 use crate::sys::clock::Clock;
 use crate::sys::entropy::{Entropy, SystemEntropy};
 use crate::sys::files;
@@ -46,6 +49,7 @@ use crate::wal::{self, Wal};
 use brokers::Brokers;
 pub use office::Office;
 pub use once::{Left, Once};
+pub use takeover::beside;
 
 /// Longest wait for the heartbeat to say that the daemon has stopped.
 const LAST_BEAT: Duration = Duration::from_secs(1);
@@ -288,10 +292,12 @@ async fn open(
     daemon: bool,
 ) -> anyhow::Result<(SqliteStore, Option<Recovered>)> {
     let path = settings.paths.store_db.clone();
+    maintenance::check_first_start(&path, &settings.wal_dir())?;
     let sink = Arc::clone(log) as Arc<dyn CommitSink>;
     let store =
         tokio::task::spawn_blocking(move || SqliteStore::open(OpenOptions { path, sink: Some(sink) }))
             .await??;
+    takeover::take_over(settings, &store, now).await?;
     let recovered = if daemon { Some(store.recover(RecoverRequest { now }).await?) } else { None };
     if let Some(recovered) = &recovered {
         report(recovered);

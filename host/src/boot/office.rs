@@ -14,7 +14,6 @@ use tokio::sync::watch;
 use super::brokers::Brokers;
 use super::{broker, dispatch_settings, limits, runner_configs, schedule_set};
 use crate::attach::{BudgetView, Source};
-use crate::cli::exit::Failure;
 use crate::cli::settings::Settings;
 use crate::config::{DaemonConfig, Env, Quarantined};
 use crate::daemon::chronos::{Chronos, Loaded};
@@ -99,9 +98,6 @@ impl Office {
     /// The store's. A file that cannot be read at all is an error at boot.
     pub async fn take_schedules_in(&self) -> anyhow::Result<()> {
         let file = self.parts.settings.schedules()?;
-        if !file.readable {
-            return Err(Failure::usage(file.full_report().to_string()).into());
-        }
         for problem in &file.full_report().problems {
             tracing::warn!(%problem, "chronos_schedule_problem");
         }
@@ -386,6 +382,10 @@ impl Source for Office {
 
     fn has_runner(&self, name: &str) -> bool {
         self.config().runners.contains_key(name)
+    }
+
+    fn prune(&self, before: DateTime<Utc>, dry_run: bool) -> crate::store::Result<Value> {
+        Ok(json!(self.parts.store.prune(before, dry_run, &mut |_, _| {})?))
     }
 }
 

@@ -11,6 +11,7 @@ pub mod exit;
 pub mod init;
 mod local;
 mod logs;
+mod maintenance;
 mod mandate;
 pub mod output;
 mod plugin;
@@ -102,6 +103,14 @@ enum Command {
     Config(config::ConfigCommand),
     /// Check this machine and root for what goes wrong most often
     Doctor,
+    /// Remove ended mandates that are older than the retention
+    Prune(maintenance::PruneArgs),
+    /// Copy the store to a file while everything goes on
+    Backup(maintenance::BackupArgs),
+    /// Put a backup in the store's place
+    Restore(maintenance::RestoreArgs),
+    /// Rebuild a lost store from the write-ahead logs
+    Recover(maintenance::RecoverArgs),
     /// Print a completion script for a shell
     Completions {
         /// bash, zsh, fish, elvish or powershell
@@ -183,6 +192,9 @@ fn dispatch(command: Command, context: &Context) -> anyhow::Result<u8> {
             doctor::run(world, exe.as_deref().and_then(std::path::Path::parent), context.style)
         })?,
         Command::Wal(command) => wal::run(command, context)?,
+        Command::Backup(args) => maintenance::backup(&args, context)?,
+        Command::Restore(args) => maintenance::restore(&args, context)?,
+        Command::Recover(args) => maintenance::recover(&args, context)?,
         Command::Completions { shell } => completions(shell)?,
         Command::Man { dir } => man(dir, context)?,
         other => tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
@@ -214,6 +226,7 @@ async fn talk(command: Command, context: &Context) -> anyhow::Result<()> {
         Command::Mandate(command) => mandate::run(command, context).await,
         Command::Budget(BudgetCommand::Show) => status::budget(context).await,
         Command::Plugin(command) => plugin::run(command, context).await,
+        Command::Prune(args) => maintenance::prune(args, context).await,
         Command::Why { schedule, occurrence } => status::why(context, &schedule, &occurrence).await,
         _ => unreachable!("dispatch keeps the others for itself"),
     }

@@ -6,14 +6,8 @@ use std::sync::Arc;
 use super::Context;
 use super::exit::{Failure, code};
 use crate::config::schedules::Around;
-use crate::config::{DaemonConfig, Env, Paths, Report, SchedulesFile};
-use crate::sys::files;
+use crate::config::{DaemonConfig, Env, Paths, Report, SchedulesFile, load};
 use crate::sys::zones::{SYSTEM_DIRECTORY, Zones};
-
-/// Largest daemon.yml.
-const CONFIG_MAX: u64 = 16 << 20;
-/// Largest schedules.yml: a million schedules fit.
-const SCHEDULES_MAX: u64 = 512 << 20;
 
 /// Everything that was configured.
 pub struct Settings {
@@ -42,9 +36,7 @@ impl Settings {
     /// # Errors
     /// A bad file: exit 2 with the full report.
     pub fn load_with(paths: Paths, env: &Env, zones: Arc<Zones>) -> anyhow::Result<Self> {
-        let bytes = files::read(&paths.daemon_yml, CONFIG_MAX)?.unwrap_or_default();
-        let name = paths.show(&paths.daemon_yml);
-        let (config, warnings) = DaemonConfig::parse(&bytes, &name, &env.overrides(), &zones)
+        let (config, warnings) = load::daemon(&paths, env, &[], &zones)
             .map_err(|report| Failure::new(code::USAGE, "config_invalid", report.to_string()))?;
         Ok(Self { paths, config, warnings, zones })
     }
@@ -52,15 +44,15 @@ impl Settings {
     /// Reads schedules.yml. What is wrong with single schedules is in the value.
     ///
     /// # Errors
-    /// The file cannot be read at all.
-    pub fn schedules(&self) -> anyhow::Result<SchedulesFile> {
+    /// The file cannot be read at all: exit 2 with the report.
+    pub fn schedules(&self) -> Result<SchedulesFile, Failure> {
         let runners = self.runner_names();
         let around = Around { zones: &self.zones, runners: &runners, now: None };
-        let name = self.paths.show(&self.paths.schedules_yml);
-        match files::read(&self.paths.schedules_yml, SCHEDULES_MAX)? {
-            Some(bytes) => Ok(SchedulesFile::parse(&bytes, &name, around)),
-            None => Ok(SchedulesFile { readable: true, ..SchedulesFile::default() }),
+        let file = load::schedules(&self.paths, around);
+        if file.readable {
+            return Ok(file);
         }
+        Err(Failure::new(code::USAGE, "config_invalid", file.full_report().to_string()))
     }
 
     /// Names of the configured runners.
