@@ -136,10 +136,10 @@ impl Line {
                 })
             },
         )?;
-        match self.page.last() {
-            Some(last) => self.after = last.place,
-            None => self.done = true,
+        if let Some(last) = self.page.last() {
+            self.after = last.place;
         }
+        self.done = i64::try_from(self.page.len()).is_ok_and(|read| read < PAGE);
         self.page.reverse();
         Ok(())
     }

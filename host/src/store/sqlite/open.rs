@@ -66,7 +66,7 @@ pub fn write(path: &Path) -> Result<Opened> {
 pub fn memory() -> Result<Connection> {
     let make = || -> Res<Connection> {
         let mut conn = Connection::open_in_memory()?;
-        conn.set_prepared_statement_cache_capacity(STATEMENTS);
+        keep_statements(&conn)?;
         schema::migrate(&mut conn, None, MIGRATIONS, VERSION)?;
         Ok(conn)
     };
@@ -86,7 +86,7 @@ pub fn read(path: &Path) -> Result<Connection> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let conn = Connection::open_with_flags(path, flags)?;
         conn.busy_timeout(BUSY)?;
-        conn.set_prepared_statement_cache_capacity(STATEMENTS);
+        keep_statements(&conn)?;
         match schema::version(&conn, path)? {
             Some(VERSION) => Ok(conn),
             Some(found) if found > VERSION => {
@@ -124,7 +124,7 @@ fn connect(path: &Path) -> Res<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut conn = Connection::open_with_flags(path, flags)?;
     conn.busy_timeout(BUSY)?;
-    conn.set_prepared_statement_cache_capacity(STATEMENTS);
+    keep_statements(&conn)?;
     // The closing checkpoint would swallow its errors; the writer makes its own.
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     let shown = || path.display().to_string();
@@ -149,6 +149,13 @@ fn connect(path: &Path) -> Res<Connection> {
     conn.query_row("PRAGMA wal_autocheckpoint=0", [], |_| Ok(()))?;
     schema::migrate(&mut conn, Some(path), MIGRATIONS, VERSION)?;
     Ok(conn)
+}
+
+/// Statements stay prepared: without the stability guarantee the planner compiles some of them
+/// again with every new value, a third of the work of a commit.
+fn keep_statements(conn: &Connection) -> rusqlite::Result<()> {
+    conn.set_prepared_statement_cache_capacity(STATEMENTS);
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map(|_| ())
 }
 
 /// SQLite's own sidecar files and ours.

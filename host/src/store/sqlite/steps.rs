@@ -257,7 +257,11 @@ pub fn note(txn: &mut Txn<'_>, note: &CycleNote) -> Res<()> {
             let before = mandate.noted.last().cloned();
             lines::phase(txn, &mut mandate, before.as_deref(), name, note.now)?;
             mandate.noted.push(name.clone());
-            mandate.save(txn.conn)
+            txn.exec(
+                "UPDATE mandate SET noted=?2 WHERE n=?1",
+                (mandate.n, serde_json::json!(mandate.noted).to_string()),
+            )?;
+            save_head(txn, &mandate)
         }
         NoteKind::Answer { seq, name, value } => {
             let mandate = running(txn, &note.mandate, note.cycle, note.attempt)?;

@@ -31,6 +31,9 @@ const CHECKPOINT_PAGES: i32 = 1_000;
 /// Pages in the log after which it is written back even while requests wait: 32 MiB.
 const CHECKPOINT_NOW: i32 = 8_000;
 
+/// How long the closing write back waits for readers; a stop must not.
+const GIVES_WAY: Duration = Duration::from_millis(20);
+
 /// What reaches the thread.
 pub enum Message {
     /// Work for a transaction; lazy work waits for other work, at most [`LAZY_FLUSH`].
@@ -105,14 +108,10 @@ pub struct Writer {
     lazy: Vec<Box<dyn Job>>,
     lazy_since: Duration,
     log_pages: Arc<AtomicI32>,
+    /// The last write back did not go well; said once, not with every commit.
+    checkpoint_fails: bool,
     /// Set once the bytes on disk are in doubt; every later request gets it.
     retired: Option<Error>,
-}
-
-/// What is left when the thread has been told to end.
-enum After {
-    GoOn,
-    End,
 }
 
 impl Writer {
@@ -130,66 +129,65 @@ impl Writer {
             seen.store(pages, Ordering::Relaxed);
             Ok(())
         }))?;
-        let (lazy, lazy_since) = (Vec::new(), Duration::ZERO);
-        let clock = SystemClock::default();
-        Ok(Self { conn, path, inbox, sink, figures, clock, lazy, lazy_since, log_pages, retired: None })
+        Ok(Self {
+            conn,
+            path,
+            inbox,
+            sink,
+            figures,
+            clock: SystemClock::default(),
+            lazy: Vec::new(),
+            lazy_since: Duration::ZERO,
+            log_pages,
+            checkpoint_fails: false,
+            retired: None,
+        })
     }
 
     /// Serves until it is closed or every handle is gone. Handles that go without a close leave
     /// the store as a crash would: what was acknowledged is there, lazy work that still waits is not.
     pub fn serve(mut self) {
+        let mut left = None;
         loop {
-            let next = if self.lazy.is_empty() {
-                self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected)
-            } else {
-                let waited = self.clock.monotonic().saturating_sub(self.lazy_since);
-                self.inbox.recv_timeout(LAZY_FLUSH.saturating_sub(waited))
+            let next = match left.take() {
+                Some(message) => Ok(message),
+                None => self.wait(),
             };
-            let after = match next {
+            match next {
+                Ok(Message::Work { job, lazy: true }) => {
+                    if self.lazy.is_empty() {
+                        self.lazy_since = self.clock.monotonic();
+                    }
+                    self.lazy.push(job);
+                }
+                Ok(Message::Work { job, lazy: false }) => left = self.commit(Some(job)),
+                Ok(Message::Look(look)) => look(&self.conn),
+                Ok(Message::Close(promise)) => {
+                    if !self.lazy.is_empty() {
+                        // What came in since goes the way of all that comes after a close.
+                        let _ = self.commit(None);
+                    }
+                    promise.keep(self.close());
+                    return;
+                }
                 Ok(Message::Crash(give)) => {
                     // Nobody waits for it: the connection is dropped, as after a real crash.
                     let _ = give.send(self.conn);
                     return;
                 }
-                Ok(message) => self.take(message),
-                Err(RecvTimeoutError::Timeout) => {
-                    self.commit(None);
-                    After::GoOn
-                }
+                Err(RecvTimeoutError::Timeout) => left = self.commit(None),
                 Err(RecvTimeoutError::Disconnected) => return,
-            };
-            if matches!(after, After::End) {
-                return;
             }
         }
     }
 
-    fn take(&mut self, message: Message) -> After {
-        match message {
-            Message::Work { job, lazy: true } => {
-                if self.lazy.is_empty() {
-                    self.lazy_since = self.clock.monotonic();
-                }
-                self.lazy.push(job);
-                After::GoOn
-            }
-            Message::Work { job, lazy: false } => match self.commit(Some(job)) {
-                Some(message) => self.take(message),
-                None => After::GoOn,
-            },
-            Message::Look(look) => {
-                look(&self.conn);
-                After::GoOn
-            }
-            Message::Close(promise) => {
-                if !self.lazy.is_empty() {
-                    self.commit(None);
-                }
-                promise.keep(self.close());
-                After::End
-            }
-            Message::Crash(_) => After::End,
+    /// The next message; while lazy work waits, only as long as it may.
+    fn wait(&self) -> std::result::Result<Message, RecvTimeoutError> {
+        if self.lazy.is_empty() {
+            return self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected);
         }
+        let waited = self.clock.monotonic().saturating_sub(self.lazy_since);
+        self.inbox.recv_timeout(LAZY_FLUSH.saturating_sub(waited))
     }
 
     /// One transaction: what is lazy, then `first`, then whatever has arrived. Gives back a message
@@ -283,18 +281,19 @@ impl Writer {
 
     /// Writes the log back into the file. A reader that holds it up is no error: the next one
     /// succeeds. Any failed write or sync is.
-    fn checkpoint(&mut self, mode: &str) -> bool {
+    fn checkpoint(&mut self, mode: &str) {
         self.log_pages.store(0, Ordering::Relaxed);
         let sql = format!("PRAGMA wal_checkpoint({mode})");
         match self.conn.query_row(&sql, [], |row| row.get::<_, i64>(0)) {
-            Ok(busy) => busy == 0,
+            Ok(_) => self.checkpoint_fails = false,
             Err(error) => {
                 let (severity, error) = self.classify(&error);
-                tracing::error!(error = %error, "store_checkpoint_failed");
+                if !std::mem::replace(&mut self.checkpoint_fails, true) {
+                    tracing::error!(error = %error, "store_checkpoint_failed");
+                }
                 if severity == Severity::Doubt {
                     self.retired = Some(error);
                 }
-                false
             }
         }
     }
@@ -304,6 +303,9 @@ impl Writer {
             return Err(error.clone());
         }
         let Some(path) = self.path.clone() else { return Ok(()) };
+        // A reader in the middle of its look leaves the log where it is; the next start uses it.
+        let gives_way = self.conn.busy_timeout(GIVES_WAY);
+        gives_way.map_err(|error| self.classify(&error).1)?;
         self.checkpoint("TRUNCATE");
         match &self.retired {
             Some(error) => Err(error.clone()),

@@ -261,3 +261,21 @@ fn answers_can_be_awaited() {
     });
     assert!(added.created);
 }
+
+#[test]
+fn a_crash_among_waiting_requests_leaves_what_was_committed_before_it() {
+    on_both(|store| {
+        let (held, go) = hold(store);
+        let before: Vec<_> = (0..5).map(|number| store.add(manual(&format!("m{number}")))).collect();
+        let crashed = std::thread::scope(|scope| {
+            let crash = scope.spawn(|| store.crash(None));
+            drop(go);
+            crash.join().unwrap().unwrap()
+        });
+        held.wait().unwrap();
+        let acknowledged = before.into_iter().filter_map(|added| added.wait().ok()).count();
+        assert_eq!(acknowledged, 5, "they came before it");
+        assert_eq!(crashed.counts().unwrap().queued, 5);
+        assert!(crashed.was_unclean());
+    });
+}
