@@ -40,8 +40,8 @@ fn requests_that_wait_share_commits_and_one_failure_fails_alone() {
         assert!(more.wait().unwrap().created);
         let after = store.stats();
         assert_eq!(after.requests - before.requests, 43);
-        // The held one has used up its transaction's time, so the others are in the next.
-        assert!(after.commits - before.commits <= 2, "{} commits", after.commits - before.commits);
+        // A transaction takes no more in after some time, so a slow machine makes a few of them.
+        assert!(after.commits - before.commits <= 10, "{} commits", after.commits - before.commits);
         assert_eq!(store.counts().unwrap().queued, 41);
     });
 }
