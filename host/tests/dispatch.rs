@@ -14,7 +14,7 @@ use kairos_host::broker::llm::Providers;
 use kairos_host::broker::policy::Policy;
 use kairos_host::broker::tools::Tools;
 use kairos_host::daemon::chronos::{Chronos, ScheduleSet, Seams};
-use kairos_host::daemon::dispatch::ports::CycleLog;
+use kairos_host::daemon::dispatch::ports::{CycleLog, Prepared};
 use kairos_host::daemon::dispatch::{Dispatch, Parts, Settings};
 use kairos_host::daemon::engine::{self, Engine};
 use kairos_host::daemon::mailbox::{self, Command, Mailbox, Phase, Work};
@@ -23,11 +23,14 @@ use kairos_host::domain::cron::Zone;
 use kairos_host::domain::mandate::{CycleStatus, MandateState};
 use kairos_host::domain::schedule::{MandateBounds, Overlap, SchedulePolicy};
 use kairos_host::runner::{Builtin, PluginStore, RunnerBackend, Runners, SearchPath};
-use kairos_host::store::{Limits, MandateCommand, NewMandate, Origin, RecoverRequest, SqliteStore, Store};
+use kairos_host::store::{
+    self, Limits, MandateCommand, NewMandate, Origin, RecoverRequest, SqliteStore, Store,
+};
 use kairos_host::sys::clock::{Clock, SystemClock};
 use kairos_host::sys::entropy::SystemEntropy;
 use kairos_host::sys::zones::Zones;
 use kairos_plugin_api::{CallError, Context, Mandate, Report};
+use seed_support::veil::{Veil, full};
 use seed_support::*;
 
 const QUICK: &str = "quick";
@@ -36,6 +39,7 @@ const QUICK: &str = "quick";
 struct House {
     clock: Arc<dyn Clock>,
     store: SqliteStore,
+    veil: Arc<Veil>,
     runners: Arc<Runners>,
     wallet: Arc<Wallet>,
     chronos: Arc<Chronos>,
@@ -50,8 +54,9 @@ struct House {
 struct Log(AtomicBool);
 
 impl CycleLog for Log {
-    fn prepare(&self, _: &str) -> Result<(), String> {
-        if self.0.load(Ordering::SeqCst) { Err("no space".into()) } else { Ok(()) }
+    fn prepare<'a>(&'a self, _: &'a str) -> Prepared<'a> {
+        let broken = self.0.load(Ordering::SeqCst);
+        Box::pin(std::future::ready(if broken { Err("no space".into()) } else { Ok(()) }))
     }
 }
 
@@ -68,11 +73,12 @@ struct Built {
 
 impl Built {
     fn new(runner: impl Fn(&Mandate, &Context) -> Result<Report, CallError> + Send + Sync + 'static) -> Self {
+        let schedules = no_schedules();
         Self {
             clock: Arc::new(SystemClock::default()),
             store: SqliteStore::in_memory().expect("a store"),
             slots: 1,
-            schedules: ScheduleSet::default(),
+            schedules,
             limits: None,
             runner: Some(Builtin::from_fn(QUICK, runner)),
             log: None,
@@ -82,7 +88,8 @@ impl Built {
 
     async fn open(self) -> House {
         let clock = self.clock;
-        let store: Arc<dyn Store> = Arc::new(self.store.clone());
+        let veil = Arc::new(Veil::new(self.store.clone()));
+        let store: Arc<dyn Store> = Arc::clone(&veil) as _;
         let recovered = store.recover(RecoverRequest { now: clock.now() }).await.expect("it recovers");
         let nowhere = std::path::Path::new("/nonexistent/kairos");
         let runners = Runners::new(SearchPath::new(nowhere, None, None), PluginStore::new(nowhere.join("p")));
@@ -140,6 +147,7 @@ impl Built {
         House {
             clock,
             store: self.store,
+            veil,
             runners,
             wallet,
             chronos,
@@ -157,7 +165,13 @@ impl House {
     }
 
     async fn add_to(&self, id: &str, runner: &str, scope: Option<&str>) {
-        let mandate = NewMandate {
+        let mandate = self.mandate(id, runner, scope);
+        let added = self.mailbox.ask(|reply| Command::Work(Work::AddMandate(Box::new(mandate), reply))).await;
+        assert!(added.expect("it is taken").created);
+    }
+
+    fn mandate(&self, id: &str, runner: &str, scope: Option<&str>) -> NewMandate {
+        NewMandate {
             id: id.into(),
             origin: Origin::Manual,
             request_id: None,
@@ -170,9 +184,7 @@ impl House {
             bounds: MandateBounds::default(),
             again: false,
             now: self.clock.now(),
-        };
-        let added = self.mailbox.ask(|reply| Command::Work(Work::AddMandate(Box::new(mandate), reply))).await;
-        assert!(added.expect("it is taken").created);
+        }
     }
 
     fn state(&self, id: &str) -> MandateState {
@@ -208,10 +220,13 @@ async fn no_more_cycles_run_at_once_than_there_are_slots_and_all_slots_are_used(
     for slots in [1, 3] {
         let now = Arc::new(AtomicUsize::new(0));
         let most = Arc::new(AtomicUsize::new(0));
-        let (inside, seen) = (Arc::clone(&now), Arc::clone(&most));
+        let open = Arc::new(AtomicBool::new(false));
+        let (inside, seen, go) = (Arc::clone(&now), Arc::clone(&most), Arc::clone(&open));
         let built = Built::new(move |_, _| {
             seen.fetch_max(inside.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-            std::thread::sleep(Duration::from_millis(5));
+            while !go.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
             inside.fetch_sub(1, Ordering::SeqCst);
             Ok(Report::ok())
         });
@@ -219,9 +234,11 @@ async fn no_more_cycles_run_at_once_than_there_are_slots_and_all_slots_are_used(
         for number in 0..30 {
             house.add(&format!("m{number}")).await;
         }
+        until("all slots to be used", || now.load(Ordering::SeqCst) == slots).await;
+        open.store(true, Ordering::SeqCst);
         until("all to end", || house.store.counts().is_ok_and(|c| c.queued == 0 && c.running.is_empty()))
             .await;
-        assert_eq!(most.load(Ordering::SeqCst), slots);
+        assert_eq!(most.load(Ordering::SeqCst), slots, "and never more");
     }
 }
 
@@ -587,4 +604,129 @@ async fn first_cycle_of_a_scheduled_mandate_takes_two_commits() {
     clock.advance(Duration::from_secs(30));
     house.becomes("20261122T090100Z-tidy-0", MandateState::Succeeded).await;
     assert_eq!(house.store.stats().commits - before, 2, "fire + start, finish");
+}
+
+#[tokio::test]
+async fn full_disk_holds_work_back_and_it_goes_on_when_there_is_space() {
+    let ear = Ear::new();
+    let clock = clock();
+    let house = Built { clock: Arc::new(clock.clone()), ..Built::new(ok) }.open().await;
+    house.veil.refuse("claim", full());
+    house.add("m").await;
+    until("the hold", || !house.dispatch.reasons().is_empty()).await;
+    assert!(house.dispatch.reasons()[0].contains("disk full"), "{:?}", house.dispatch.reasons());
+    assert!(house.engine.beat_now().reasons[0].contains("disk full"), "the heartbeat says why");
+    assert_eq!(house.state("m"), MandateState::Queued);
+    house.veil.lift();
+    clock.advance(Duration::from_secs(10));
+    house.becomes("m", MandateState::Succeeded).await;
+    assert!(house.dispatch.reasons().is_empty());
+    assert_eq!(ear.all("daemon_store_refuses").len(), 1, "said once, not at each try");
+    ear.one("daemon_store_restored");
+}
+
+#[tokio::test]
+async fn end_and_usage_of_a_cycle_survive_a_disk_that_was_full_when_it_ended() {
+    let clock = clock();
+    let (gate, pass) = gate();
+    let built = Built::new(move |mandate, host| {
+        pass(&mandate.id);
+        host.usage(kairos_plugin_api::Usage { llm_calls: 3, ..kairos_plugin_api::Usage::ZERO })?;
+        Ok(Report { llm_calls: 4, ..Report::ok() })
+    });
+    let house = Built { clock: Arc::new(clock.clone()), ..built }.open().await;
+    house.add("m").await;
+    gate.entered().await;
+    for operation in ["note", "finish", "claim"] {
+        house.veil.refuse(operation, full());
+    }
+    gate.let_go.send(()).expect("it waits");
+    until("the refusal", || !house.dispatch.reasons().is_empty()).await;
+    for _ in 0..3 {
+        clock.advance(Duration::from_secs(1));
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(house.dispatch.active_mandate_id().as_deref(), Some("m"), "it is kept until it is recorded");
+    house.veil.lift();
+    let ended = || house.store.mandate("m").is_ok_and(|row| row.state == MandateState::Succeeded);
+    until("the end to be recorded", || {
+        clock.advance(Duration::from_secs(1));
+        ended()
+    })
+    .await;
+    assert_eq!(house.store.cycles("m").expect("it is there")[0].usage.llm_calls, 4, "booked, and once");
+    assert_eq!(house.store.day("2026-11-22").expect("a day").spent.llm_calls, 4);
+}
+
+#[tokio::test]
+async fn drain_does_not_wait_for_a_store_that_refuses_for_longer_than_it_was_told() {
+    let house = Built::new(ok).open().await;
+    house.veil.refuse("finish", full());
+    house.add("m").await;
+    until("the refusal", || !house.dispatch.reasons().is_empty()).await;
+    let drained = house.dispatch.drain(Duration::from_millis(20)).await;
+    assert_eq!((drained.interrupted, drained.unrecorded), (vec![], vec!["m".to_owned()]));
+    // The next start finds it running and goes on with it.
+    let store = house.store.crash(None).expect("the store's data");
+    let house = Built { store, ..Built::new(ok) }.open().await;
+    house.becomes("m", MandateState::Succeeded).await;
+}
+
+#[tokio::test]
+async fn failed_sync_ends_the_daemon_and_nothing_more_is_claimed() {
+    let house = Built::new(ok).open().await;
+    let mut fatal = house.dispatch.fatal();
+    let failed = store::Error::SyncFailed { path: "store.db".into(), detail: "EIO".into() };
+    house.veil.refuse("claim", failed);
+    house.add("m").await;
+    tokio::time::timeout(PATIENCE, fatal.changed()).await.expect("it is told").expect("dispatch is there");
+    assert!(matches!(*fatal.borrow(), Some(store::Error::SyncFailed { .. })));
+    house.veil.lift();
+    house.dispatch.look();
+    house.dispatch.drain(Duration::ZERO).await;
+    assert_eq!(house.state("m"), MandateState::Queued);
+}
+
+#[tokio::test]
+async fn schedules_that_cannot_be_written_do_not_stop_the_queue() {
+    let ear = Ear::new();
+    let clock = clock();
+    let schedules = every_minute("tidy", SchedulePolicy::default());
+    let house = Built { clock: Arc::new(clock.clone()), schedules, ..Built::new(ok) }.open().await;
+    house.veil.refuse("fire", full());
+    clock.advance(Duration::from_secs(30));
+    until("the failed tick", || !ear.all("daemon_chronos_tick_failed").is_empty()).await;
+    house.add("m").await;
+    house.becomes("m", MandateState::Succeeded).await;
+    // Nothing is lost: the occurrence fires when it can be written.
+    house.veil.lift();
+    let fired = || house.store.mandate("20261122T090100Z-tidy-0").is_ok();
+    until("the fire", || {
+        clock.advance(Duration::from_secs(1));
+        fired()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn drain_waits_for_a_claim_under_way_and_starts_nothing_of_it() {
+    let ran = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&ran);
+    let built = Built::new(move |_, _| {
+        count.fetch_add(1, Ordering::SeqCst);
+        Ok(Report::ok())
+    });
+    let house = built.open().await;
+    house.add("warm-up").await;
+    house.becomes("warm-up", MandateState::Succeeded).await;
+    house.dispatch.idle().await;
+    ran.store(0, Ordering::SeqCst);
+    let mandate = house.mandate("m", QUICK, None);
+    house.store.add(mandate).await.expect("it is taken");
+    // The claim is on its way when the drain begins: this runtime has one thread.
+    house.dispatch.look();
+    let drained = house.dispatch.drain(PATIENCE).await;
+    assert_eq!(drained, kairos_host::daemon::dispatch::Drained::default());
+    assert_eq!((house.state("m"), ran.load(Ordering::SeqCst)), (MandateState::Queued, 0));
+    assert!(house.store.cycles("m").expect("it is there").is_empty(), "as if it had not started");
 }

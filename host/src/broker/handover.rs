@@ -39,6 +39,12 @@ pub(super) struct Intended {
 }
 
 impl CycleServices {
+    /// True when nothing was handed to the store that is not known to be in it.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.live().lazy.is_empty()
+    }
+
     /// Makes sure that what was handed to the store is in it, or will be with the finish. To be
     /// called before the finish with `Settling::Lazily` (blocks only if something failed) and, for certainty, after it
     /// with `Settling::Certainly`.

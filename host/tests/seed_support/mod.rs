@@ -2,6 +2,9 @@
 //! that remembers, and an ear for log events.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod veil;
+
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -24,6 +27,7 @@ pub fn at(text: &str) -> DateTime<Utc> {
 
 /// 09:00:30 on a Sunday.
 pub fn clock() -> ManualClock {
+    listen();
     ManualClock::at(at("2026-11-22T09:00:30Z"))
 }
 
@@ -38,6 +42,7 @@ pub fn spec(name: &str, cron: &str, policy: SchedulePolicy) -> ScheduleSpec {
 }
 
 pub fn no_schedules() -> ScheduleSet {
+    listen();
     ScheduleSet::default()
 }
 
@@ -99,23 +104,33 @@ impl Heard {
     }
 }
 
-/// Hears the events of this thread while it lives. The tests' runtimes are of one thread.
-pub struct Ear {
-    heard: Arc<Mutex<Vec<Heard>>>,
-    _guard: tracing::subscriber::DefaultGuard,
-}
+thread_local!(static HEARD: RefCell<Option<Vec<Heard>>> = const { RefCell::new(None) });
 
-struct Listener(Arc<Mutex<Vec<Heard>>>);
+/// Hears the events of this thread while it lives. The tests' runtimes are of one thread.
+#[derive(Debug)]
+pub struct Ear;
+
+struct Listener;
+
+/// Sets the one subscriber of the process, before any event: tracing remembers for each place of
+/// the code whether anybody listens, and one that is asked while a subscriber comes is forgotten.
+fn listen() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let subscriber = tracing_subscriber::registry().with(Listener);
+        tracing::subscriber::set_global_default(subscriber).expect("nobody else sets one");
+    });
+}
 
 impl Ear {
     pub fn new() -> Self {
-        let heard = Arc::default();
-        let subscriber = tracing_subscriber::registry().with(Listener(Arc::clone(&heard)));
-        Self { heard, _guard: tracing::subscriber::set_default(subscriber) }
+        listen();
+        HEARD.set(Some(Vec::new()));
+        Self
     }
 
     pub fn all(&self, name: &str) -> Vec<Heard> {
-        self.heard.lock().expect("no panic").iter().filter(|event| event.name == name).cloned().collect()
+        heard(|event| event.name == name)
     }
 
     pub fn one(&self, name: &str) -> Heard {
@@ -125,9 +140,18 @@ impl Ear {
     }
 
     pub fn errors(&self) -> Vec<Heard> {
-        let heard = self.heard.lock().expect("no panic");
-        heard.iter().filter(|event| event.level == tracing::Level::ERROR).cloned().collect()
+        heard(|event| event.level == tracing::Level::ERROR)
     }
+}
+
+impl Drop for Ear {
+    fn drop(&mut self) {
+        HEARD.set(None);
+    }
+}
+
+fn heard(which: impl Fn(&Heard) -> bool) -> Vec<Heard> {
+    HEARD.with_borrow(|heard| heard.iter().flatten().filter(|event| which(event)).cloned().collect())
 }
 
 impl<S: tracing::Subscriber> Layer<S> for Listener {
@@ -148,7 +172,7 @@ impl<S: tracing::Subscriber> Layer<S> for Listener {
         let mut fields = Fields(String::new(), Vec::new());
         event.record(&mut fields);
         let heard = Heard { level: *event.metadata().level(), name: fields.0, fields: fields.1 };
-        self.0.lock().expect("no panic").push(heard);
+        HEARD.with_borrow_mut(|all| all.iter_mut().for_each(|all| all.push(heard.clone())));
     }
 }
 

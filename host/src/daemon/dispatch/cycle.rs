@@ -49,6 +49,8 @@ struct NotStarted {
     reason: String,
     /// What all work must wait for; none when only this runner's does.
     hold: Option<HoldKind>,
+    /// False when nothing is wrong.
+    trouble: bool,
 }
 
 /// What a run leaves to be recorded.
@@ -86,6 +88,12 @@ impl Inner {
         let (number, running) = self.table().register(&cycle);
         let registered = Registered { inner: self, number };
         self.touch();
+        if !self.table().accepting {
+            // Claimed just before a drain began: better not started than interrupted.
+            let not = NotStarted { reason: "the daemon stops".into(), hold: None, trouble: false };
+            self.unstart(&cycle, &running, &not).await;
+            return (Err(not.reason), None);
+        }
         let ran = match caught(self.run(&cycle, &running, number)).await {
             Ok(Ok(ran)) => ran,
             Ok(Err(not)) => {
@@ -103,13 +111,17 @@ impl Inner {
             },
         };
         let recorded = self.finish(&cycle, &running, &ran, chain).await;
-        if let Some(services) = ran.services.clone() {
+        if let Some(services) = ran.services.clone().filter(|services| !services.is_settled()) {
             // Their commit was the finish's or an earlier one, so the answers are there.
             self.runtime.spawn_blocking(move || {
                 if let Err(error) = services.settle_up(Settling::Certainly) {
                     tracing::error!(%error, "daemon_cycle_record_incomplete");
                 }
             });
+        }
+        if recorded.is_none() {
+            // Before it leaves the books, so that a drain sees it in one place or the other.
+            self.table().unrecorded.push(cycle.mandate.id.clone());
         }
         drop(registered);
         match recorded {
@@ -167,7 +179,7 @@ impl Inner {
     /// finish can be relied on.
     async fn settle_up(&self, services: &Arc<dyn Services>, running: &Running) {
         let mut stops = running.watch();
-        loop {
+        while !services.is_settled() {
             let services = Arc::clone(services);
             let settled = tokio::task::spawn_blocking(move || services.settle_up(Settling::Lazily)).await;
             match settled {
@@ -180,9 +192,7 @@ impl Inner {
 
     async fn open_log(&self, mandate: &str) -> Result<(), NotStarted> {
         let Some(log) = self.parts.log.clone() else { return Ok(()) };
-        let id = mandate.to_owned();
-        let prepared = tokio::task::spawn_blocking(move || log.prepare(&id)).await;
-        match prepared.unwrap_or_else(|panic| Err(panic.to_string())) {
+        match log.prepare(mandate).await {
             Ok(()) => {
                 if self.table().release(HoldKind::Log) {
                     tracing::info!("daemon_wal_restored");
@@ -195,7 +205,7 @@ impl Inner {
             }
             Err(error) => {
                 let reason = format!("write-ahead log: {error}");
-                Err(NotStarted { reason, hold: Some(HoldKind::Log) })
+                Err(NotStarted { reason, hold: Some(HoldKind::Log), trouble: true })
             }
         }
     }
@@ -207,10 +217,10 @@ impl Inner {
             None => {
                 // Nothing of this runner is claimed until it is there again.
                 self.note_waits();
-                Err(NotStarted { reason: why, hold: None })
+                Err(NotStarted { reason: why, hold: None, trouble: true })
             }
             Some(offer) if offer.generation == cycle.generation => {
-                Err(NotStarted { reason: why, hold: Some(HoldKind::Runner) })
+                Err(NotStarted { reason: why, hold: Some(HoldKind::Runner), trouble: true })
             }
             // What that generation began no other may continue; a person has to decide.
             Some(_) => Ok(Ran { verdict: generation_gone(why), report: None, services: None }),
@@ -315,7 +325,8 @@ impl Inner {
     /// Gives the cycle back to the queue and holds all work back for a while.
     async fn unstart(&self, cycle: &ClaimedCycle, running: &Running, not: &NotStarted) {
         let now = self.parts.clock.monotonic();
-        if not.hold.is_none_or(|kind| self.table().hold(kind, &not.reason, now)) {
+        let news = not.hold.is_none_or(|kind| self.table().hold(kind, &not.reason, now));
+        if news && not.trouble {
             tracing::error!(mandate = cycle.mandate.id, reason = not.reason, "daemon_cycle_not_started");
         }
         self.table().wanted = true;

@@ -10,6 +10,7 @@
 //!        ^---------------- store.finish <---------------------+
 //! ```
 
+mod claiming;
 mod conclude;
 mod cycle;
 mod host_calls;
@@ -21,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 
 pub use conclude::{Outcome, Seen, Stops, Verdict, conclude};
 pub use cycle::Ended;
@@ -39,6 +40,8 @@ use crate::sys::clock::Clock;
 pub const STOP_GRACE: Duration = Duration::from_secs(10);
 /// Time that interrupted cycles get to be recorded at the end of a drain.
 const RECORD_GRACE: Duration = Duration::from_secs(5);
+/// A drain looks at least so often whether everything has ended.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Most slots; beyond it threads and memory are the limit, not this number.
 const SLOTS_MAX: usize = 1 << 16;
 
@@ -260,43 +263,18 @@ impl Dispatch {
         self.0.table().forget_cancel(mandate);
     }
 
-    /// Claims one mandate and runs one cycle of it to its end. For driving by hand.
+    /// Claims one mandate and runs one cycle of it to its end. For driving by hand. Goes on by
+    /// itself when this future is dropped: a claimed cycle must not be lost half way.
     ///
     /// # Errors
     /// The store refused the claim.
     pub async fn run_one(&self) -> Result<OneCycle, store::Error> {
-        let permit = Arc::clone(&self.0.slots).acquire_owned().await.expect("it is never closed");
-        let backlog = self.0.table().backlog.pop_front();
-        let cycle = match backlog {
-            Some(cycle) => cycle,
-            None => {
-                let outcome = self.0.parts.store.claim(self.0.claim_request(1)).await?;
-                let logged = self.0.learn(&outcome, 1);
-                match (outcome.claimed.into_iter().next(), outcome.blocked) {
-                    (Some(cycle), _) => cycle,
-                    (None, Some(block)) => {
-                        // Each call by hand says so, as in the seed.
-                        if !logged {
-                            log_blocked(&block);
-                        }
-                        return Ok(OneCycle::Blocked(block));
-                    }
-                    (None, None) => return Ok(OneCycle::Idle),
-                }
-            }
-        };
-        // A task of its own: dropping this future must not drop a cycle half way.
         let inner = Arc::clone(&self.0);
-        let task = self.0.runtime.spawn(async move {
-            let ran = inner.attend(cycle, false).await.0;
-            drop(permit);
-            ran
-        });
-        Ok(match task.await {
-            Ok(Ok(ended)) => OneCycle::Ran(Box::new(ended)),
-            Ok(Err(reason)) => OneCycle::Held(reason),
-            Err(error) => OneCycle::Held(format!("the host's own task failed: {error}")),
-        })
+        let task = self.0.runtime.spawn(async move { inner.one().await });
+        match task.await {
+            Ok(done) => done,
+            Err(error) => Ok(OneCycle::Held(format!("the host's own task failed: {error}"))),
+        }
     }
 
     /// Stops claiming, asks running cycles to end, waits `grace` for them, and then records what
@@ -307,16 +285,15 @@ impl Dispatch {
             table.accepting = false;
             table.running.values().for_each(|running| running.stop(|stops| stops.shutdown = true));
         }
-        if self.0.idle_within(grace).await {
-            return Drained::default();
+        let mut left = Vec::new();
+        if !self.0.idle_within(grace).await {
+            left = self.active_mandate_ids();
+            let running: Vec<_> = self.0.table().running.values().cloned().collect();
+            running.iter().for_each(|running| running.stop(|stops| stops.abandon = true));
+            self.0.idle_within(RECORD_GRACE).await;
         }
-        let left = self.active_mandate_ids();
-        {
-            let table = self.0.table();
-            table.running.values().for_each(|running| running.stop(|stops| stops.abandon = true));
-        }
-        self.0.idle_within(RECORD_GRACE).await;
-        let unrecorded = self.active_mandate_ids();
+        let mut unrecorded = std::mem::take(&mut self.0.table().unrecorded);
+        unrecorded.extend(self.active_mandate_ids());
         let interrupted = left.into_iter().filter(|id| !unrecorded.contains(id)).collect();
         Drained { interrupted, unrecorded }
     }
@@ -400,156 +377,33 @@ impl Inner {
         *self.settings.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn claim_request(&self, max: usize) -> ClaimRequest {
-        let now = self.parts.clock.now();
-        let offers = Arc::clone(&self.offers.read().unwrap_or_else(PoisonError::into_inner));
-        ClaimRequest { now, max, gate: self.parts.wallet.gate(now), offers }
-    }
-
-    /// All free slots and the request that goes with them; none when nothing may start. Whoever
-    /// asks answers for the look: what is queued later sets `wanted` again.
-    fn claim(&self, now: DateTime<Utc>) -> Option<(ClaimRequest, Permits)> {
-        let mut table = self.table();
-        let held = !table.accepting || table.held_until(self.parts.clock.monotonic()).is_some();
-        let free = self.slots.available_permits();
-        // What recovery handed back goes first.
-        if held || free == 0 || !table.backlog.is_empty() {
-            table.wanted = true;
-            return None;
-        }
-        let free = u32::try_from(free).unwrap_or(u32::MAX);
-        let permits = Arc::clone(&self.slots).try_acquire_many_owned(free).ok()?;
-        table.wanted = false;
-        drop(table);
-        let request = ClaimRequest { now, ..self.claim_request(permits.num_permits()) };
-        Some((request, Permits(Some(permits))))
-    }
-
-    /// Looks for work, unless somebody already has since the last change.
-    fn kick(self: &Arc<Self>) {
-        self.run_backlog();
-        if !self.table().wanted {
-            return;
-        }
-        let Some((request, permits)) = self.claim(self.parts.clock.now()) else { return };
-        let inner = Arc::clone(self);
-        self.runtime.spawn(async move {
-            match inner.parts.store.claim(request).await {
-                Ok(outcome) => {
-                    inner.store_works();
-                    let nothing = outcome.claimed.is_empty() && outcome.blocked.is_none();
-                    inner.take(outcome, permits);
-                    if nothing {
-                        inner.note_waits();
-                    }
-                }
-                Err(error) => {
-                    inner.table().wanted = true;
-                    inner.store_fails(&error);
-                }
-            }
-        });
-    }
-
-    /// Starts what recovery handed back, as far as slots go.
-    fn run_backlog(self: &Arc<Self>) {
-        loop {
-            let cycle = {
-                let mut table = self.table();
-                let held = !table.accepting || table.held_until(self.parts.clock.monotonic()).is_some();
-                if held || table.backlog.is_empty() {
-                    return;
-                }
-                let Ok(permit) = Arc::clone(&self.slots).try_acquire_owned() else { return };
-                table.backlog.pop_front().map(|cycle| (cycle, permit))
-            };
-            if let Some((cycle, permit)) = cycle {
-                self.spawn_slot(cycle, permit);
-            }
-        }
-    }
-
-    /// Takes over what a claim started.
-    fn take(self: &Arc<Self>, outcome: ClaimOutcome, mut permits: Permits) {
-        self.learn(&outcome, permits.count());
-        for cycle in outcome.claimed {
-            match permits.take_one() {
-                Some(permit) => self.spawn_slot(cycle, permit),
-                None => self.table().backlog.push_back(cycle),
-            }
-        }
-        drop(permits);
-        self.kick();
-    }
-
-    /// Remembers what a claim's answer says beyond the cycles it started. True when it logged that
-    /// the budget holds work back, which it does when that is news.
-    fn learn(&self, outcome: &ClaimOutcome, asked: usize) -> bool {
-        let news = {
-            let mut table = self.table();
-            // A full answer may have left something behind.
-            table.wanted |= outcome.claimed.len() >= asked;
-            table.next_ready = outcome.next_ready;
-            let news = outcome.blocked.is_some() && table.blocked.is_none();
-            let same = table.blocked == outcome.blocked;
-            table.blocked.clone_from(&outcome.blocked);
-            if same && outcome.claimed.is_empty() && outcome.next_ready.is_none() {
-                return false;
-            }
-            news
-        };
-        if news && let Some(block) = &outcome.blocked {
-            log_blocked(block);
-        }
-        self.touch();
-        news
-    }
-
-    /// A slot runs cycle after cycle for as long as each finish claims the next.
-    fn spawn_slot(self: &Arc<Self>, first: ClaimedCycle, permit: OwnedSemaphorePermit) {
-        let inner = Arc::clone(self);
-        self.runtime.spawn(async move {
-            let mut next = Some(first);
-            while let Some(cycle) = next {
-                next = inner.attend(cycle, true).await.1;
-            }
-            inner.give_back(permit);
-        });
-    }
-
-    fn give_back(self: &Arc<Self>, permit: OwnedSemaphorePermit) {
-        {
-            let mut table = self.table();
-            if table.surplus > 0 {
-                table.surplus -= 1;
-                permit.forget();
-            } else {
-                drop(permit);
-            }
-        }
-        self.kick();
-    }
-
-    fn touch(&self) {
-        self.changed.send_modify(|count| *count += 1);
-    }
-
-    /// Waits until nothing runs; false when `limit` passed before.
+    /// Waits until nothing runs and no claim is under way; false when `limit` passed before.
     async fn idle_within(&self, limit: Duration) -> bool {
+        let clock = &self.parts.clock;
         let mut changes = self.changed.subscribe();
-        let end = self.parts.clock.monotonic() + limit;
-        let mut timer = self.parts.clock.sleep_until(end);
+        let end = clock.monotonic() + limit;
         loop {
             changes.borrow_and_update();
-            if self.table().running.is_empty() {
+            if self.is_idle() {
                 return true;
+            }
+            if clock.monotonic() >= end {
+                return false;
             }
             tokio::select! {
                 biased;
                 Ok(()) = changes.changed() => {}
-                () = &mut timer => return self.table().running.is_empty(),
+                // A claim of chronos that failed gives its slots back without a word.
+                () = clock.sleep_until(end.min(clock.monotonic() + LOOK_AGAIN)) => {}
             }
         }
+    }
+
+    /// Nothing runs, and every slot is at home: none is set aside for a claim.
+    fn is_idle(&self) -> bool {
+        let table = self.table();
+        let slots = self.settings().slots.clamp(1, SLOTS_MAX) + table.surplus;
+        table.running.is_empty() && self.slots.available_permits() >= slots
     }
 
     /// Sorts a store's error: one that passes holds work back, one that does not ends the daemon.
@@ -582,15 +436,4 @@ impl Inner {
             self.touch();
         }
     }
-}
-
-/// The seed's event, with its keys.
-fn log_blocked(block: &BudgetBlock) {
-    tracing::warn!(
-        limit = block.limit,
-        calls = block.calls,
-        limit_kind = block.limit_kind,
-        used = block.used,
-        "daemon_budget_exceeded"
-    );
 }

@@ -1,6 +1,8 @@
 //! What dispatch needs of its neighbours, so that it can be driven without them.
 
 use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
@@ -26,6 +28,8 @@ pub trait Services: HostCalls {
     /// # Errors
     /// What the store did not take.
     fn settle_up(&self, how: Settling) -> store::Result<()>;
+    /// True when nothing was handed to the store that is not known to be in it.
+    fn is_settled(&self) -> bool;
 }
 
 impl Services for CycleServices {
@@ -40,6 +44,9 @@ impl Services for CycleServices {
     }
     fn settle_up(&self, how: Settling) -> store::Result<()> {
         Self::settle_up(self, how)
+    }
+    fn is_settled(&self) -> bool {
+        Self::is_settled(self)
     }
 }
 
@@ -67,16 +74,17 @@ impl OpenServices for Arc<Broker> {
 
 /// The write-ahead log as dispatch sees it.
 pub trait CycleLog: Send + Sync + 'static {
-    /// Proves that the mandate's log can be written. Blocks for the file.
-    ///
-    /// # Errors
-    /// Why it cannot; the cycle is not to start.
-    fn prepare(&self, mandate: &str) -> Result<(), String>;
+    /// Proves that the mandate's log can be written; the error says why it cannot, and the cycle
+    /// is not to start.
+    fn prepare<'a>(&'a self, mandate: &'a str) -> Prepared<'a>;
 }
 
+/// The answer of a [`CycleLog`], on its way.
+pub type Prepared<'a> = Pin<Box<dyn Future<Output = Result<(), String>> + Send + 'a>>;
+
 impl CycleLog for Wal {
-    fn prepare(&self, mandate: &str) -> Result<(), String> {
-        self.prepare_blocking(mandate).map_err(|error| error.to_string())
+    fn prepare<'a>(&'a self, mandate: &'a str) -> Prepared<'a> {
+        Box::pin(async move { Self::prepare(self, mandate).await.map_err(|error| error.to_string()) })
     }
 }
 

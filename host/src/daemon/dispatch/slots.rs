@@ -103,6 +103,8 @@ pub(super) struct Table {
     pub(super) waits: BTreeMap<String, String>,
     /// When unavailable runners with waiting mandates are tried again.
     pub(super) retry_runners: Option<Hold>,
+    /// Mandates whose cycle's end no store took, because a drain could not wait.
+    pub(super) unrecorded: Vec<String>,
     /// Slots that are to go as soon as they are free.
     pub(super) surplus: usize,
     holds: BTreeMap<HoldKind, Hold>,
