@@ -29,10 +29,15 @@ impl Chronos {
             let called = self.wake.notified();
             let now = clock.now();
             let next = self.next_due();
-            if self.wants_look(now) || next.is_some_and(|next| next <= now) {
+            let held = self.state().pace.held(clock.monotonic());
+            // After a refusal by the store even a look at the clock would only be refused again.
+            if held.is_zero() && (self.wants_look(now) || next.is_some_and(|next| next <= now)) {
                 return Wake::Due;
             }
-            let left = next.and_then(|next| (next - now).to_std().ok()).unwrap_or(LONGEST);
+            let mut left = next.and_then(|next| (next - now).to_std().ok()).unwrap_or(LONGEST);
+            if !held.is_zero() {
+                left = left.min(held);
+            }
             let until = clock.monotonic() + left.clamp(SHORTEST, LONGEST);
             tokio::select! {
                 () = called => return Wake::Called,

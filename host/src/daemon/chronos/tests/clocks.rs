@@ -139,6 +139,21 @@ async fn jitter_delays_the_start_and_not_the_nominal_time() {
 }
 
 #[tokio::test]
+async fn a_store_that_refuses_is_not_asked_without_a_pause() {
+    let rig = Rig::new("1970-01-01T00:10");
+    assert!(rig.load(vec![hourly("a")]).await.deferred);
+    rig.store.close().await.unwrap();
+    rig.clock.step_wall(at("2026-11-22T09:30"));
+    assert_eq!(rig.chronos.wait_until_due().await, Wake::Due);
+    assert!(rig.chronos.tick(rig.clock.now(), &NoClaims).await.is_err());
+    let mut wait = std::pin::pin!(rig.chronos.wait_until_due());
+    let mut waker = std::task::Context::from_waker(std::task::Waker::noop());
+    assert!(wait.as_mut().poll(&mut waker).is_pending());
+    rig.clock.advance(Duration::from_secs(1));
+    assert_eq!(wait.await, Wake::Due);
+}
+
+#[tokio::test]
 async fn a_wait_ends_when_something_is_due_or_changes() {
     let rig = Rig::new("2026-11-22T09:30");
     rig.load(vec![hourly("a")]).await;
