@@ -61,6 +61,12 @@ pub enum Error {
         /// What was found.
         detail: String,
     },
+    /// The files could not be brought in line with the store yet.
+    #[error("the write-ahead log cannot be written: {detail}")]
+    Unready {
+        /// Why.
+        detail: String,
+    },
     /// The service has been closed.
     #[error("the write-ahead log is closed")]
     Closed,

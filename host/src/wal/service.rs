@@ -14,6 +14,7 @@ use super::projector::Projector;
 use super::{Error, HealReport, Result, Retention, Source, file, heal};
 use crate::store::{CommitSink, Committed};
 use crate::sys::clock::Clock;
+use crate::sys::files::FileError;
 
 /// Text that may wait for the thread. What comes beyond it is read from the store later.
 const MAX_QUEUED: usize = 16 << 20;
@@ -87,19 +88,27 @@ impl Wal {
     /// async runtime's thread.
     ///
     /// # Errors
-    /// When the directory or the store cannot be read; a single bad file is in the report instead.
+    /// When the directory or the store cannot be read or written; a single bad file is in the report
+    /// instead. The thread runs all the same and tries again until it can; no cycle is prepared
+    /// before that.
     pub fn attach(&self, source: Arc<dyn Source>) -> Result<HealReport> {
-        let report = heal(&self.settings.dir, source.as_ref(), self.clock.now())?;
-        let projector = Projector::new(&self.settings, source, Arc::clone(&self.clock), &report);
-        let (queue, clock) = (Arc::clone(&self.queue), Arc::clone(&self.clock));
+        let healed = heal(&self.settings.dir, source.as_ref(), self.clock.now());
+        if let Err(error) = &healed {
+            self.queue.lock().health = Health { behind: 0, error: Some(error.to_string()) };
+        }
+        let start = Start {
+            settings: self.settings.clone(),
+            source,
+            clock: Arc::clone(&self.clock),
+            healed: healed.as_ref().ok().cloned(),
+        };
+        let queue = Arc::clone(&self.queue);
         let thread = std::thread::Builder::new()
             .name("kairos-wal".to_owned())
-            .spawn(move || run(projector, &queue, clock.as_ref()))
-            .map_err(|error| {
-                crate::sys::files::FileError::new("start a thread for", &self.settings.dir, error)
-            })?;
+            .spawn(move || run(start, &queue))
+            .map_err(|error| FileError::new("start a thread for", &self.settings.dir, error))?;
         *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
-        Ok(report)
+        healed
     }
 
     /// Makes sure that a mandate's file is open and holds all that was committed for it. Comes
@@ -223,10 +232,64 @@ impl Queue {
     }
 }
 
+/// What the thread begins with.
+struct Start {
+    settings: Settings,
+    source: Arc<dyn Source>,
+    clock: Arc<dyn Clock>,
+    healed: Option<HealReport>,
+}
+
+impl Start {
+    /// Heals, again and again if need be; `None` when the service was closed before that worked.
+    fn projector(self, queue: &Queue) -> Option<Projector> {
+        let Self { settings, source, clock, mut healed } = self;
+        let mut next_try = clock.monotonic() + RETRY;
+        loop {
+            if let Some(report) = healed {
+                return Some(Projector::new(&settings, source, clock, &report));
+            }
+            // Lines need not be kept: healing reads everything from the store.
+            let (messages, _, closed) = queue.next(Some(RETRY));
+            let detail = queue.lock().health.error.clone().unwrap_or_default();
+            for message in messages {
+                match message {
+                    Message::Batch(_) => {}
+                    Message::Prepare(_, reply) => {
+                        let _ = reply.send(Err(Error::Unready { detail: detail.clone() }));
+                    }
+                    Message::Flush(reply) => {
+                        let _ = reply.send(queue.lock().health.clone());
+                    }
+                }
+            }
+            if closed {
+                return None;
+            }
+            if clock.monotonic() >= next_try {
+                healed = match heal(&settings.dir, source.as_ref(), clock.now()) {
+                    Ok(report) => Some(report),
+                    Err(error) => {
+                        queue.lock().health.error = Some(error.to_string());
+                        None
+                    }
+                };
+                next_try = clock.monotonic() + RETRY;
+            }
+        }
+    }
+}
+
 /// The thread: hears, writes, and does the slow things when it is quiet.
-fn run(mut projector: Projector, queue: &Queue, clock: &dyn Clock) {
+fn run(start: Start, queue: &Queue) {
+    let clock = Arc::clone(&start.clock);
+    let mut failing = start.healed.is_none();
+    let Some(mut projector) = start.projector(queue) else { return };
     projector.sweep();
-    let mut failing = false;
+    if failing {
+        failing = publish(&projector, queue);
+        tracing::info!("wal_write_restored");
+    }
     let (mut next_try, mut next_archive) = (Duration::ZERO, Duration::ZERO);
     loop {
         let now = clock.monotonic();

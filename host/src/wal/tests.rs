@@ -616,3 +616,26 @@ fn a_real_store_keeps_lines_until_their_archive_is_made() {
     let report = verify_dir(&settings.dir, Some(&store), None, &mut |_, _| {}).unwrap();
     assert!(report.is_fine() && report.findings.is_empty(), "{report:?}");
 }
+
+#[test]
+fn service_whose_directory_cannot_be_made_starts_when_it_can() {
+    let dir = tempfile::tempdir().unwrap();
+    let blocked = dir.path().join("wal");
+    fs::write(&blocked, b"in the way").unwrap();
+    let fake = Arc::new(Fake::default());
+    let settings = Settings { dir: blocked.clone(), retention: Retention::default() };
+    let wal = Wal::new(settings, Arc::new(SystemClock::default()));
+    assert!(wal.attach(Arc::clone(&fake) as Arc<dyn Source>).is_err());
+    assert!(wal.health().error.is_some());
+    wal.committed(vec![fake.commit("m", 2)]);
+    assert!(matches!(wal.prepare_blocking("m"), Err(Error::Unready { .. })));
+    fs::remove_file(&blocked).unwrap();
+    let clock = SystemClock::default();
+    while wal.flush().error.is_some() {
+        assert!(clock.monotonic() < Duration::from_secs(30), "{:?}", wal.health());
+        std::thread::yield_now();
+    }
+    wal.prepare_blocking("m").unwrap();
+    assert_eq!(fs::read(blocked.join("m.wal.jsonl")).unwrap(), fake.text("m"));
+    wal.close();
+}
