@@ -298,15 +298,23 @@ async fn open(
         tokio::task::spawn_blocking(move || SqliteStore::open(OpenOptions { path, sink: Some(sink) }))
             .await??;
     takeover::take_over(settings, &store, now).await?;
-    let recovered = if daemon { Some(store.recover(RecoverRequest { now }).await?) } else { None };
+    let mut recovered = if daemon { Some(store.recover(RecoverRequest { now }).await?) } else { None };
     if let Some(recovered) = &recovered {
         report(recovered);
     }
     let (source, log) = (Arc::new(store.clone()), Arc::clone(log));
     let healed = tokio::task::spawn_blocking(move || log.attach(source)).await?;
     match healed {
-        Ok(report) => tracing::debug!(?report, "wal_healed"),
-        // Cycles ask for their log before they start, so none runs without; looking still works.
+        Ok(report) => {
+            tracing::debug!(?report, "wal_healed");
+            // Their logs tell another story than the store: a person looks before anything goes on.
+            if let Some(recovered) = &mut recovered {
+                let reviewed: Vec<&str> = report.reviewed().collect();
+                recovered.running.retain(|cycle| !reviewed.contains(&cycle.mandate.id.as_str()));
+            }
+        }
+        // Cycles ask for their log before they start, so none runs without; looking still works, and
+        // the log is tried again until it can be written.
         Err(error) => tracing::error!(%error, "wal_unavailable"),
     }
     Ok((store, recovered))

@@ -29,7 +29,12 @@ pub fn beside(settings: &Settings) -> anyhow::Result<Beside> {
     let spent = reference::budget(&paths.budget_json).map_err(|error| bad(error, &paths.budget_json))?;
     let known = known.unwrap_or_default();
     let mut schedules = HashMap::new();
-    for spec in settings.schedules()?.schedules {
+    let file = settings.schedules()?;
+    if !file.readable {
+        // Without the rules the cursors could not be kept, and they are taken over only once.
+        return Err(Failure::usage(file.full_report().to_string()).into());
+    }
+    for spec in file.schedules {
         let state = known.get(&*spec.name);
         let runner = spec.policy.runner.clone().unwrap_or_else(|| settings.config.default_runner.clone());
         schedules.insert(

@@ -183,9 +183,9 @@ pub fn wal_lines(conn: &Connection, id: &str, from: u64) -> Res<Vec<String>> {
 /// Where the logs stand.
 pub fn wal_heads(conn: &Connection, open_only: bool) -> Res<Vec<WalHead>> {
     let sql = if open_only {
-        "SELECT id, 0, seq, crc FROM mandate INDEXED BY mandate_open WHERE ended IS NULL AND seq>0"
+        "SELECT id, 0, seq, crc FROM mandate INDEXED BY mandate_open WHERE ended IS NULL AND (seq>0 OR crc<>0)"
     } else {
-        "SELECT id, ended IS NOT NULL, seq, crc FROM mandate WHERE seq>0 ORDER BY n"
+        "SELECT id, ended IS NOT NULL, seq, crc FROM mandate WHERE seq>0 OR crc<>0 ORDER BY n"
     };
     all(conn, sql, [], |row| {
         Ok(WalHead { mandate: row.get(0)?, ended: row.get(1)?, seq: number(row, 2)?, crc: row.get(3)? })
