@@ -49,6 +49,8 @@ pub fn plugin(library: &str) -> PathBuf {
 /// A root of its own, removed at the end.
 pub struct Root {
     dir: TempDir,
+    path: PathBuf,
+    env: Vec<(String, String)>,
 }
 
 impl Default for Root {
@@ -61,14 +63,35 @@ impl Root {
     /// A root with the stub as default runner and no schedule.
     #[must_use]
     pub fn new() -> Self {
-        let root = Self { dir: tempfile::tempdir().expect("a temporary directory can be made") };
+        Self::named("")
+    }
+
+    /// As [`Root::new`], so many directories deeper as `below` says.
+    #[must_use]
+    pub fn named(below: &str) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory can be made");
+        let path = if below.is_empty() { dir.path().to_owned() } else { dir.path().join(below) };
+        let root = Self { dir, path, env: vec![] };
         fs::create_dir_all(root.path().join(".kairos/config")).expect("it is ours");
         root.daemon_yml("")
+    }
+
+    /// An environment variable for all that is started on this root from now on.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
     }
 
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A directory for the test's own files, beside or above the root.
+    #[must_use]
+    pub fn aside(&self) -> &Path {
         self.dir.path()
     }
 
@@ -81,13 +104,18 @@ impl Root {
     /// Writes daemon.yml: the stub in process as `stub`, the default, and `more`.
     #[must_use]
     pub fn daemon_yml(self, more: &str) -> Self {
+        self.set_daemon_yml(more);
+        self
+    }
+
+    /// As [`Root::daemon_yml`], for a root in use.
+    pub fn set_daemon_yml(&self, more: &str) {
         let stub = plugin("stub");
         let text = format!(
             "default_runner: stub\nrunners:\n  stub: {{plugin: {:?}, isolation: in_process}}\n{more}\n",
             stub.display().to_string()
         );
         self.write("config/daemon.yml", &text);
-        self
     }
 
     /// Writes schedules.yml.
@@ -109,6 +137,7 @@ impl Root {
     pub fn cli(&self, args: &[&str]) -> Ran {
         let output = Command::new(kairos())
             .args(args)
+            .envs(self.env.clone())
             .arg("--root")
             .arg(self.path())
             .stdin(Stdio::null())
@@ -121,7 +150,7 @@ impl Root {
     ///
     /// # Panics
     /// It failed or printed something else.
-    #[must_use]
+    #[expect(clippy::must_use_candidate, reason = "called for what it does, too")]
     pub fn json(&self, args: &[&str]) -> Value {
         let ran = self.cli(&[args, &["--json"]].concat());
         assert_eq!(ran.code, 0, "{args:?}: {}", ran.stderr);
@@ -151,6 +180,7 @@ impl Root {
             .args(args)
             .arg("--root")
             .arg(self.path())
+            .envs(self.env.clone())
             .env("NOTIFY_SOCKET", &notify)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -193,6 +223,40 @@ impl Root {
                 let _ = rustix::io::read(&watch, &mut bytes);
             }
         }
+    }
+
+    /// The heartbeat as it is; null before the first.
+    #[must_use]
+    pub fn beat(&self) -> Value {
+        let text = fs::read(self.file("run/heartbeat.json")).unwrap_or_default();
+        serde_json::from_slice(&text).unwrap_or_default()
+    }
+
+    /// All records of the log so far that have this event's name.
+    #[must_use]
+    pub fn logged(&self, event: &str) -> Vec<Value> {
+        let text = fs::read_to_string(self.file("logs/kairos.log")).unwrap_or_default();
+        let records = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        records.filter(|record| record["event"] == event).collect()
+    }
+
+    /// Waits for the first record with this event's name: its details.
+    ///
+    /// # Errors
+    /// The time is over.
+    pub fn wait_logged(&self, event: &str) -> Result<Value> {
+        self.wait_for(event, || self.logged(event).first().map(|record| record["details"].clone()))
+    }
+
+    /// Puts a goal into the queue: the mandate's id.
+    ///
+    /// # Panics
+    /// It was refused.
+    #[must_use]
+    pub fn add(&self, goal: &str, params: &[&str]) -> String {
+        let params = params.iter().flat_map(|param| ["--param", param]);
+        let args: Vec<&str> = ["mandate", "add", goal].into_iter().chain(params).collect();
+        self.json(&args)["id"].as_str().expect("an id is a text").to_owned()
     }
 
     /// Waits until a mandate is in one of the states.
@@ -269,6 +333,21 @@ impl Daemon {
                 bail!("the daemon ended with {status} before it was ready: {}", self.stderr());
             }
             ensure!(Instant::now() < deadline, "the daemon was not ready in time: {}", self.stderr());
+        }
+    }
+
+    /// Waits until it says this to the service manager, as a line of its own.
+    ///
+    /// # Errors
+    /// The time is over.
+    pub fn wait_said(&self, wanted: &str) -> Result<()> {
+        self.notify.set_read_timeout(Some(PATIENCE))?;
+        let mut bytes = [0_u8; 4096];
+        loop {
+            let n = self.notify.recv(&mut bytes).with_context(|| format!("waited for {wanted}"))?;
+            if String::from_utf8_lossy(&bytes[..n]).lines().any(|line| line == wanted) {
+                return Ok(());
+            }
         }
     }
 

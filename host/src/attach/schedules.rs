@@ -58,7 +58,15 @@ pub async fn occurrences(
 ) -> Answer {
     let Query(query) = query?;
     let limit = query.limit.unwrap_or(30).clamp(1, 10_000);
-    let rows = read(&plane, move |store| store.occurrences(&name, limit)).await?;
+    let schedule = name.clone();
+    let rows = match read(&plane, move |store| store.occurrences(&schedule, limit)).await {
+        // One that never ran, a quarantined one for example, has no row.
+        Err(error) if error.status == StatusCode::NOT_FOUND => {
+            let known = plane.source.schedule(&name, plane.clock.now(), 0);
+            known.map(|_| vec![]).ok_or(error)?
+        }
+        other => other?,
+    };
     Ok(Json(json!({"occurrences": rows.iter().map(views::occurrence).collect::<Vec<_>>()})))
 }
 

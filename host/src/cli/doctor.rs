@@ -91,7 +91,7 @@ pub fn checks(world: &World<'_>, exe_dir: Option<&Path>) -> Vec<Check> {
     found.extend(plugins(world, &checked, exe_dir));
     found.push(ok("zones", format!("time zone data {}", world.zones.data())));
     found.push(socket(world));
-    found.push(daemon(world, &checked));
+    found.push(daemon(world));
     found
 }
 
@@ -245,9 +245,8 @@ fn socket(world: &World<'_>) -> Check {
     bad("socket", Verdict::Warn, message, "nothing needs to be done; a shorter root keeps it below the root")
 }
 
-fn daemon(world: &World<'_>, checked: &Checked) -> Check {
-    let moved = checked.daemon.as_ref().map(|daemon| daemon.pid_file(&world.paths.root));
-    match lock::holder(moved.as_ref().unwrap_or(&world.paths.pid)) {
+fn daemon(world: &World<'_>) -> Check {
+    match lock::holder(&world.paths.pid) {
         Ok(None) => ok("daemon", "not running"),
         Ok(Some(Some(holder))) => ok("daemon", format!("the root is held by {holder}")),
         Ok(Some(None)) => ok("daemon", "the root is held by another process"),

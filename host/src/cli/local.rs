@@ -5,7 +5,6 @@ use std::time::Duration;
 use super::Context;
 use super::settings::Settings;
 use crate::boot::{Daemon, LocalGuard, Options};
-use crate::sys::lock::RootLock;
 
 /// Opens it, waiting at most so long for a present holder of the lock.
 ///
@@ -13,8 +12,12 @@ use crate::sys::lock::RootLock;
 /// The root is held: a `LockError`; or the store cannot be opened.
 pub async fn open(context: &Context, wait: Duration) -> anyhow::Result<(axum::Router, LocalGuard)> {
     let settings = Settings::load(context)?;
-    let path = settings.lock_path();
-    let lock = tokio::task::spawn_blocking(move || RootLock::acquire(&path, "command", wait)).await??;
+    let (settings, lock) = tokio::task::spawn_blocking(move || {
+        let lock = settings.lock("command", wait);
+        (settings, lock)
+    })
+    .await?;
+    let lock = lock?;
     let options = Options {
         lock,
         env: context.env.clone(),

@@ -68,7 +68,7 @@ pub fn run(args: &RunArgs, context: &Context) -> anyhow::Result<u8> {
 }
 
 fn take_lock(settings: &Settings) -> anyhow::Result<RootLock> {
-    match RootLock::acquire(&settings.lock_path(), "daemon", LOCK_WAIT) {
+    match settings.lock("daemon", LOCK_WAIT) {
         Ok(lock) => Ok(lock),
         Err(error @ LockError::Held { .. }) => Err(Failure::new(code::FAILED, "locked", error.to_string())
             .remedy("only one daemon owns a root; `kairos status` shows it, `kairos stop` ends it")

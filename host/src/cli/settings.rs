@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Context;
 use super::exit::{Failure, code};
 use crate::config::schedules::Around;
 use crate::config::{DaemonConfig, Env, Paths, Report, SchedulesFile, load};
+use crate::sys::lock::{LockError, RootLock};
 use crate::sys::zones::{SYSTEM_DIRECTORY, Zones};
 
 /// Everything that was configured.
@@ -67,9 +69,16 @@ impl Settings {
         self.config.wal_dir(&self.paths.root)
     }
 
-    /// The root's lock.
-    #[must_use]
-    pub fn lock_path(&self) -> PathBuf {
-        self.config.pid_file(&self.paths.root)
+    /// Takes the root: its lock proper, which no configuration moves, or else a changed `pid_path`
+    /// would let two daemons in; then the file of `pid_path`.
+    ///
+    /// # Errors
+    /// Somebody holds one of them, or a file cannot be used.
+    pub fn lock(&self, role: &str, wait: Duration) -> Result<RootLock, LockError> {
+        RootLock::acquire(&self.paths.pid, role, wait)?.and(
+            &self.config.pid_file(&self.paths.root),
+            role,
+            wait,
+        )
     }
 }

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
@@ -51,6 +51,8 @@ pub enum LockError {
 pub struct RootLock {
     file: File,
     path: PathBuf,
+    /// The same owner's second name for the root.
+    also: Option<Box<RootLock>>,
 }
 
 impl RootLock {
@@ -80,10 +82,23 @@ impl RootLock {
             }
             Err(TryLockError::Error(error)) => return Err(FileError::new("lock", path, error).into()),
         };
-        let mut lock = Self { file, path: path.to_owned() };
+        let mut lock = Self { file, path: path.to_owned(), also: None };
         lock.write(&format!("{}\n{role}\n", std::process::id()))
             .map_err(|error| FileError::new("write", path, error))?;
         Ok(lock)
+    }
+
+    /// Takes the lock at `path` too, unless that is this very file under another name.
+    ///
+    /// # Errors
+    /// As [`RootLock::acquire`]; this lock is let go then.
+    pub fn and(mut self, path: &Path, role: &str, wait: Duration) -> Result<Self, LockError> {
+        let own = self.file.metadata().map_err(|error| FileError::new("look at", &self.path, error))?;
+        let same = path.metadata().is_ok_and(|there| (there.dev(), there.ino()) == (own.dev(), own.ino()));
+        if !same {
+            self.also = Some(Box::new(Self::acquire(path, role, wait)?));
+        }
+        Ok(self)
     }
 
     /// Where it is.

@@ -4,6 +4,8 @@
 //! what goes wrong with a cycle. Some faults no author could write by the kit; those come from a
 //! runner that speaks the ABI by hand.
 
+use std::time::Duration;
+
 use abi_stable::prefix_type::PrefixTypeTrait;
 use kairos_plugin_api::abi::{
     self, Answer, HostBox, RBox, RResult, RSlice, RVec, Runner_TO, RunnerBox, RunnerMod, RunnerModRef,
@@ -36,6 +38,8 @@ impl CycleRunner for Hostile {
             "unwrap" => drop(ctx.llm(&LlmRequest::user("?")).expect("an answer")),
             "swallow" => drop(ctx.llm(&LlmRequest::user("?"))),
             "panic" => panic!("asked to"),
+            // Never looks whether it should stop.
+            "deaf" => std::thread::sleep(Duration::from_secs(60)),
             _ => {}
         }
         Ok(Report::ok())
