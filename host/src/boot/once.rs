@@ -45,6 +45,8 @@ pub async fn run(
     dispatch.begin(recovered.map(|recovered| recovered.running).unwrap_or_default());
     lifecycle.chronos.tick_unpaced(lifecycle.clock.now(), &NoClaims).await?;
     let mut once = Once::default();
+    // Why the queue as a whole does not go on; a mandate's own reason says more.
+    let mut held = None;
     loop {
         let ran = tokio::select! {
             biased;
@@ -62,12 +64,14 @@ pub async fn run(
         match ran {
             OneCycle::Ran(_) => once.cycles += 1,
             OneCycle::Idle => break,
-            OneCycle::Blocked(_) => {
+            OneCycle::Blocked(block) => {
                 once.budget = true;
+                held = Some(format!("budget: {} of {} {} used", block.used, block.limit, block.limit_kind));
                 break;
             }
             OneCycle::Held(reason) => {
                 tracing::warn!(reason, "daemon_work_held");
+                held = Some(reason);
                 break;
             }
         }
@@ -77,7 +81,11 @@ pub async fn run(
     once.budget |= rows.iter().any(|row| row.state == MandateState::PausedBudget);
     once.waiting = rows
         .into_iter()
-        .map(|row| Left { id: row.id, state: row.state.to_string(), reason: row.reason })
+        .map(|row| {
+            let queued = row.state == MandateState::Queued;
+            let reason = row.reason.or_else(|| held.clone().filter(|_| queued));
+            Left { id: row.id, state: row.state.to_string(), reason }
+        })
         .collect();
     lifecycle.inbox.enter(Phase::Stopped);
     Ok(once)

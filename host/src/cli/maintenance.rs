@@ -154,7 +154,7 @@ fn not_confirmed() -> anyhow::Error {
 }
 
 fn take_lock(settings: &Settings, role: &str) -> anyhow::Result<RootLock> {
-    match RootLock::acquire(&settings.lock_path(), role, LOCK_WAIT) {
+    match settings.lock(role, LOCK_WAIT) {
         Ok(lock) => Ok(lock),
         Err(error @ LockError::Held { .. }) => Err(Failure::new(code::CONFLICT, "locked", error.to_string())
             .remedy("stop the daemon first: `kairos stop`")

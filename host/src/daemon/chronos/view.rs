@@ -19,7 +19,7 @@ use crate::sys::zones::Zones;
 const RECENT: usize = 30;
 const COUNTED: usize = 1000;
 
-/// One occurrence to come.
+/// One occurrence to come; those that somebody asked to skip are not among them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Upcoming {
     /// Its nominal time.
@@ -151,7 +151,9 @@ fn glance(table: &Table, index: u32, now: DateTime<Utc>, next: usize) -> Value {
 fn upcoming(table: &Table, index: u32, from: i64, count: usize) -> Vec<Upcoming> {
     let rule = table.rule(index);
     let zone = table.zone(index);
+    let skip = table.extra(index).map_or(&[][..], |extra| &extra.skip);
     std::iter::successors(rule.next_after(from), |at| rule.next_after(*at))
+        .filter(|at| !skip.contains(at))
         .take(count)
         .map(|at| Upcoming { at: time(at), local: local(zone, at) })
         .collect()

@@ -141,7 +141,7 @@ async fn people_see_what_comes_and_what_became_of_the_rest() {
     rig.tick_at("2026-11-22T10:00").await;
     rig.chronos.skip_next("a").await.unwrap();
     let view = rig.chronos.show("a", rig.clock.now(), 2).unwrap().unwrap();
-    assert_eq!(view["next"][0], json!({"at": "2026-11-22T11:00:00Z", "local": "2026-11-22T12:00:00+01:00"}));
+    assert_eq!(view["next"][0], json!({"at": "2026-11-22T12:00:00Z", "local": "2026-11-22T13:00:00+01:00"}));
     assert_eq!(view["outcomes"], json!({"fired": 1}));
     assert_eq!(view["skip"], json!(["2026-11-22T11:00:00Z"]));
     assert_eq!(view["last_fire"]["nominal_at"], "2026-11-22T10:00:00Z");
