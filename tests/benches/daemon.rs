@@ -4,6 +4,7 @@
 //! Prints a table and never fails: figures are not tests (the counts are held by
 //! `tests/commits.rs`). The process is the `kairos` of the same profile: `cargo build --release`
 //! first. Syncs are counted by strace where there is one, in a child of this program.
+//! `-- cycles` and `-- process` print one half.
 
 #![allow(clippy::disallowed_methods, reason = "a benchmark reads the machine's clock")]
 #![allow(clippy::unwrap_used, reason = "a benchmark may panic")]
@@ -23,7 +24,9 @@ const RECORD: usize = 231;
 /// Time for each row of cycles, and for the disk's own rate.
 const ROW: Duration = Duration::from_secs(4);
 /// Cycles of each mandate where later cycles are measured.
-const LATER: u32 = 50;
+const LATER: u32 = 20;
+/// The same under strace, which makes each of them slow: `(at once, cycles)`.
+const TRACED: [(usize, u32); 2] = [(1, 20), (64, 2)];
 /// Starts and stops.
 const STARTS: usize = 20;
 /// How long a daemon is left alone before its memory is read.
@@ -38,11 +41,16 @@ fn main() {
         return one_minute(&plan);
     }
     // `cargo test --benches` only wants to know that it runs.
-    let quick = !std::env::args().any(|arg| arg == "--bench");
+    let asked = |what: &str| std::env::args().any(|arg| arg == what);
+    let quick = !asked("--bench");
     println!("load average {}", fs::read_to_string("/proc/loadavg").unwrap_or_default().trim());
     println!("{:<44}{:>26}  {:<34}", "", "measured", "target or limit");
-    cycles(if quick { Duration::ZERO } else { ROW });
-    process(if quick { 1 } else { STARTS });
+    if !asked("process") {
+        cycles(if quick { Duration::ZERO } else { ROW });
+    }
+    if !asked("cycles") {
+        process(if quick { 1 } else { STARTS });
+    }
     println!("load average {}", fs::read_to_string("/proc/loadavg").unwrap_or_default().trim());
 }
 
@@ -61,7 +69,7 @@ fn cycles(row: Duration) {
     let floor = appends(row / 2);
     line("append 231 bytes + fdatasync, 1 thread", &format!("{floor:.0}/s"), "", None);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    for (kind, cycles) in [("fired, 1 cycle", 1), ("of 50 a mandate", LATER)] {
+    for (kind, cycles) in [("fired, 1 cycle", 1), ("of 20 a mandate", LATER)] {
         let mut alone = f64::MAX;
         for concurrency in [1, 8, 64] {
             let seen = runtime.block_on(rounds(Plan::new(concurrency, cycles), row));
@@ -76,20 +84,19 @@ fn cycles(row: Duration) {
             if concurrency == 1 {
                 alone = seen.per_cycle;
                 let due = f64::from(cycles + 1) / f64::from(cycles);
-                // A commit of its own for a result that waited too long cannot happen without effects.
                 line(name, &measured, &format!("{due:.3} exactly"), Some((alone - due).abs() < 1e-9));
             } else {
                 line(name, &measured, &format!("fewer than {alone:.3}"), Some(seen.per_cycle < alone));
             }
         }
     }
-    for (concurrency, cycles) in [(1, LATER), (64, LATER)] {
+    for (concurrency, cycles) in TRACED {
         let what = format!("syncs of the store a commit, {concurrency} at once");
         match syncs(concurrency, cycles) {
             Ok(Some((syncs, commits))) => {
                 let each = syncs as f64 / commits as f64;
                 // Besides its own sync a commit pays its part of writing the log back.
-                line(&what, &format!("{each:.3} ({syncs}/{commits})"), "<= 1.1", Some(each <= 1.1));
+                line(&what, &format!("{each:.3} ({syncs}/{commits})"), "<= 1.25", Some(each <= 1.25));
             }
             Ok(None) => line(&what, "no strace here", "", None),
             Err(error) => line(&what, &format!("not counted: {error}"), "", None),
@@ -120,8 +127,10 @@ struct Seen {
 /// Minute after minute of a plan, for as long.
 async fn rounds(plan: Plan, time: Duration) -> Seen {
     let rig = Rig::new(plan).await.unwrap();
-    // The first minute loads and grows what the others find.
-    rig.minute().await.unwrap();
+    if !time.is_zero() {
+        // The first minute loads and grows what the others find.
+        rig.minute().await.unwrap();
+    }
     let (mut ran, mut commits) = (0, 0);
     let begun = Instant::now();
     while ran == 0 || begun.elapsed() < time {
@@ -187,6 +196,10 @@ fn process(starts: usize) {
     let program = target_dir().join("kairos");
     if !program.is_file() {
         println!("{} is missing: run `cargo build --release` first", program.display());
+        return;
+    }
+    if let Err(error) = root().start() {
+        println!("{} does not start, is it up to date? {error}", program.display());
         return;
     }
     let fresh = timed(starts, |_| {
