@@ -4,13 +4,15 @@
 //! Arrows point one way, top to bottom; nobody imports upward (a test holds this):
 //!
 //! ```text
-//! wiring, boot, config, cli, telemetry
-//!        attach
-//!        daemon
-//!   runner   broker   wal
-//!        store
-//!         sys
-//!        domain  ->  kairos-plugin-api (payload types)
+//! cli, wiring
+//!       boot
+//!   config   exit   telemetry
+//!       attach
+//!       daemon
+//!   wal   runner   broker
+//!       store
+//!        sys
+//!       domain  ->  kairos-plugin-api (payload types)
 //! ```
 
 pub mod attach;
@@ -20,6 +22,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod domain;
+pub mod exit;
 pub mod runner;
 pub mod store;
 pub mod sys;

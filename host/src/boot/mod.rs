@@ -7,6 +7,7 @@ mod brokers;
 mod office;
 mod once;
 mod providers;
+pub mod settings;
 mod takeover;
 
 use std::path::PathBuf;
@@ -19,11 +20,10 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use crate::attach::{self, ControlPlane, SocketServer};
+use crate::boot::settings::Settings;
 use crate::broker::Broker;
 use crate::broker::policy::Policy;
 use crate::broker::tools::{Tools, Workspace};
-use crate::cli::exit::{Failure, code};
-use crate::cli::settings::Settings;
 use crate::config::{DaemonConfig, Env, Paths, WalOnError};
 use crate::daemon::chronos::{Chronos, ScheduleSet, Seams};
 use crate::daemon::dispatch::{self, Dispatch, OnLogError};
@@ -36,6 +36,7 @@ use crate::daemon::signals::Signals;
 use crate::daemon::vitals::Vitals;
 use crate::daemon::wallet::Wallet;
 use crate::daemon::work::Hands;
+use crate::exit::{Failure, code};
 use crate::runner::{Isolation, PluginStore, RunnerConfig, Runners, SearchPath};
 use crate::store::{
     CommitSink, Limits, OpenOptions, RecoverRequest, Recovered, SqliteStore, Store, maintenance,

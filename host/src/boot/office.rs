@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use super::brokers::Brokers;
 use super::{broker, dispatch_settings, limits, runner_configs, schedule_set};
 use crate::attach::{BudgetView, Source};
-use crate::cli::settings::Settings;
+use crate::boot::settings::Settings;
 use crate::config::{DaemonConfig, Env, Quarantined};
 use crate::daemon::chronos::{Chronos, Loaded};
 use crate::daemon::dispatch::Dispatch;

@@ -1,9 +1,9 @@
 //! Language models of the configuration, as the broker takes them.
 
+use crate::boot::settings::Settings;
 use crate::broker::llm::{Price, ProviderKind, ProviderSpec, Providers, ScriptSource};
-use crate::cli::exit::{Failure, code};
-use crate::cli::settings::Settings;
 use crate::config;
+use crate::exit::{Failure, code};
 
 /// Builds them; a script that cannot be read is a configuration error.
 pub fn build(settings: &Settings) -> anyhow::Result<Providers> {

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use kairos_plugin_api::Usage;
 
-use crate::cli::exit::{Failure, code};
-use crate::cli::settings::Settings;
+use crate::boot::settings::Settings;
 use crate::config::reference;
+use crate::exit::{Failure, code};
 use crate::store::SqliteStore;
 use crate::store::maintenance::{Beside, KnownSchedule, KnownSpend};
 use crate::sys::files;

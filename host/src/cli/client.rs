@@ -12,7 +12,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tower::ServiceExt;
 
-use super::exit::{Failure, code};
+use crate::exit::{Failure, code};
 
 /// An answer may not be larger; the longest is the list of all mandates.
 const ANSWER_MAX: usize = 256 << 20;

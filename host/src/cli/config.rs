@@ -5,11 +5,11 @@ use chrono::{DateTime, Utc};
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use super::exit::{Failure, code};
 use super::output::{Style, emit, say};
 use crate::config::reader::{Effective, Origin};
 use crate::config::schedules::Around;
 use crate::config::{DaemonConfig, Env, Paths, Report, SchedulesFile, load};
+use crate::exit::{Failure, code};
 use crate::sys::zones::Zones;
 
 /// Look at the configuration.
@@ -132,7 +132,7 @@ fn origin(known: &Effective, file: &str) -> String {
 #[allow(clippy::disallowed_methods, reason = "tests lay out plain files")]
 mod tests {
     use super::*;
-    use crate::cli::exit::classify;
+    use crate::exit::classify;
 
     const JSON: Style = Style { json: true, rich: false };
 

@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use super::Context;
 use super::client::Client;
-use super::exit::{Failure, code};
 use super::local;
+use crate::exit::{Failure, code};
 use crate::sys::files;
 use crate::sys::lock::{self, LockError, RootLock};
 

@@ -4,10 +4,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::client::Client;
-use super::exit::Failure;
 use super::output::Style;
 use crate::boot::LocalGuard;
+use crate::boot::settings::Settings;
 use crate::config::{Env, Paths};
+use crate::exit::Failure;
 use crate::sys::clock::Clock;
 
 /// The command line's surroundings.
@@ -38,6 +39,14 @@ impl Context {
             Failure::usage("no `.kairos` directory here or above")
                 .remedy("run `kairos init` here, or name a root with `--root DIR`")
         })
+    }
+
+    /// The configuration of the root.
+    ///
+    /// # Errors
+    /// No root, or a bad file: exit 2 with the full report.
+    pub fn settings(&self) -> anyhow::Result<Settings> {
+        Settings::load(self.paths()?, &self.env)
     }
 
     /// The control plane: the daemon's when one runs, else a local one over the store.

@@ -7,9 +7,9 @@ use chrono::{DateTime, NaiveDate, Utc};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 
-use super::exit::{Failure, code};
 use crate::domain::cron::{Cron, CronError, Zone};
 use crate::domain::schedule::Dst;
+use crate::exit::{Failure, code};
 use crate::sys::clock::Clock;
 use crate::sys::zones::{ZoneError, Zones};
 

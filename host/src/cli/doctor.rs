@@ -8,9 +8,9 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::config::{Checked, World, check_all};
-use super::exit::{Failure, code};
 use super::output::{Style, emit};
 use crate::config::paths::SOCKET_PATH_MAX;
+use crate::exit::{Failure, code};
 use crate::sys::files;
 use crate::sys::lock::{self, FileSystemKind};
 

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::json;
 
-use super::exit::{Failure, code};
 use super::output::{Style, emit};
 use crate::config::Paths;
+use crate::exit::{Failure, code};
 use crate::sys::files::{self, FileError};
 
 /// Arguments of `kairos init`.
@@ -156,8 +156,8 @@ const GITIGNORE: &str = "# What the daemon makes itself.
 mod tests {
     use super::*;
     use crate::cli::config::{World, check_all};
-    use crate::cli::exit::classify;
     use crate::config::Env;
+    use crate::exit::classify;
     use crate::sys::zones::Zones;
 
     #[test]

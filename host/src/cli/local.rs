@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use super::Context;
-use super::settings::Settings;
 use crate::boot::{Daemon, LocalGuard, Options};
 
 /// Opens it, waiting at most so long for a present holder of the lock.
@@ -11,7 +10,7 @@ use crate::boot::{Daemon, LocalGuard, Options};
 /// # Errors
 /// The root is held: a `LockError`; or the store cannot be opened.
 pub async fn open(context: &Context, wait: Duration) -> anyhow::Result<(axum::Router, LocalGuard)> {
-    let settings = Settings::load(context)?;
+    let settings = context.settings()?;
     let (settings, lock) = tokio::task::spawn_blocking(move || {
         let lock = settings.lock("command", wait);
         (settings, lock)

@@ -11,8 +11,8 @@ use rustix::fs::inotify;
 use serde_json::Value;
 
 use super::Context;
-use super::exit::Failure;
 use super::output::{cell, line, printable};
+use crate::exit::Failure;
 use crate::telemetry::LOG_NAME;
 
 /// Which lines.

@@ -8,12 +8,12 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::Context;
-use super::exit::{Failure, code};
 use super::mandate::time;
 use super::output::{cell, emit, printable, rfc3339, say};
 use super::progress::Progress;
-use super::settings::Settings;
 use crate::boot;
+use crate::boot::settings::Settings;
+use crate::exit::{Failure, code};
 use crate::store::maintenance;
 use crate::sys::lock::{LockError, RootLock};
 
@@ -61,7 +61,7 @@ pub async fn prune(args: PruneArgs, context: &Context) -> anyhow::Result<()> {
     let now = context.clock.now();
     let before = match &args.before {
         Some(text) => time(text, now)?,
-        None => now - TimeDelta::days(i64::from(Settings::load(context)?.config.store_retention_days)),
+        None => now - TimeDelta::days(i64::from(context.settings()?.config.store_retention_days)),
     };
     let body = json!({"before": before.to_rfc3339(), "dry_run": args.dry_run});
     let bar = Progress::new(context.style, "pruning");
@@ -85,7 +85,7 @@ pub async fn prune(args: PruneArgs, context: &Context) -> anyhow::Result<()> {
 /// # Errors
 /// There is no store, or the file cannot be written.
 pub fn backup(args: &BackupArgs, context: &Context) -> anyhow::Result<()> {
-    let settings = Settings::load(context)?;
+    let settings = context.settings()?;
     let to = context.cwd.join(&args.file);
     let bar = Progress::new(context.style, "copying");
     let done = maintenance::backup(&settings.paths.store_db, &to, &mut |done, total| bar.at(done, total))?;
@@ -100,7 +100,7 @@ pub fn backup(args: &BackupArgs, context: &Context) -> anyhow::Result<()> {
 /// # Errors
 /// A daemon runs, or the backup is not sound; nothing has changed then.
 pub fn restore(args: &RestoreArgs, context: &Context) -> anyhow::Result<()> {
-    let settings = Settings::load(context)?;
+    let settings = context.settings()?;
     let lock = take_lock(&settings, "restore")?;
     if !context.confirm("Put this backup in the store's place? The present one is kept beside it.")? {
         return Err(not_confirmed());
@@ -126,7 +126,7 @@ pub fn restore(args: &RestoreArgs, context: &Context) -> anyhow::Result<()> {
 /// # Errors
 /// A daemon runs, or the logs cannot be listed.
 pub fn recover(_: &RecoverArgs, context: &Context) -> anyhow::Result<()> {
-    let settings = Settings::load(context)?;
+    let settings = context.settings()?;
     let lock = take_lock(&settings, "recover")?;
     if settings.paths.store_db.exists()
         && !context.confirm("A store is there. Build a new one from the logs and keep it aside?")?

@@ -6,8 +6,8 @@ use serde_json::{Map, Value, json};
 
 use super::Context;
 use super::client::segment;
-use super::exit::Failure;
 use super::output::{cell, emit, printable, rows, table};
+use crate::exit::Failure;
 
 /// Mandates: add, look at, stop and settle them.
 #[derive(Debug, Subcommand)]

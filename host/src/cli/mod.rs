@@ -1,5 +1,5 @@
 //! The command line: one file a noun. Data goes to stdout, talk to stderr; every command takes
-//! `--root`, `--json`, `--yes` and `--no-color`, and ends with the exit codes of [`exit::code`].
+//! `--root`, `--json`, `--yes` and `--no-color`, and ends with the exit codes of [`crate::exit::code`].
 
 pub mod client;
 pub mod config;
@@ -7,7 +7,6 @@ mod connect;
 mod context;
 pub mod cron;
 pub mod doctor;
-pub mod exit;
 pub mod init;
 mod local;
 mod logs;
@@ -19,7 +18,6 @@ mod progress;
 mod run;
 mod schedule;
 mod schedule_edit;
-pub mod settings;
 mod status;
 mod wal;
 
@@ -34,9 +32,9 @@ use clap::{CommandFactory, Parser, Subcommand};
 pub use context::Context;
 
 use crate::config::Env;
+use crate::exit::{self, Failure, code};
 use crate::sys::clock::SystemClock;
 use crate::sys::zones::{SYSTEM_DIRECTORY, Zones};
-use exit::{Failure, code};
 use output::Style;
 
 /// Runs autonomous agent cycles: fires schedules, keeps the budget, records every step.

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use clap::Subcommand;
 
 use super::Context;
-use super::exit::{Failure, code};
 use super::output::emit;
 use super::status;
+use crate::exit::{Failure, code};
 use crate::runner::check;
 
 /// Runner plugins.

@@ -6,12 +6,12 @@ use std::time::Duration;
 use clap::Args;
 
 use super::Context;
-use super::exit::{Failure, code};
 use super::output::{emit, printable, say, table};
-use super::settings::Settings;
+use crate::boot::settings::Settings;
 use crate::boot::{Daemon, Once, Options};
 use crate::daemon::lifecycle::End;
 use crate::daemon::signals::Signals;
+use crate::exit::{Failure, code};
 use crate::sys::lock::{LockError, RootLock};
 use crate::telemetry;
 
@@ -33,7 +33,7 @@ pub struct RunArgs {
 /// # Errors
 /// Bad configuration: exit 2. Another daemon: exit 1. A damaged store: exit 8.
 pub fn run(args: &RunArgs, context: &Context) -> anyhow::Result<u8> {
-    let settings = Settings::load(context)?;
+    let settings = context.settings()?;
     let lock = take_lock(&settings)?;
     let options = telemetry::Options {
         dir: Some(&settings.paths.logs),

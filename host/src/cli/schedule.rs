@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 
 use super::Context;
 use super::client::segment;
-use super::exit::{Failure, code};
 use super::mandate::time;
 use super::output::{cell, emit, printable, rfc3339, say, table};
 use super::schedule_edit::{self, EditArgs, NewArgs};
+use crate::exit::{Failure, code};
 
 /// Schedules: rules that fire mandates.
 #[derive(Debug, Subcommand)]

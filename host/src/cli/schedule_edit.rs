@@ -5,14 +5,13 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::Context;
-use super::exit::{Failure, code};
 use super::mandate::params;
 use super::output::{emit, printable, say};
-use super::settings::Settings;
 use crate::config::SchedulesFile;
 use crate::config::edit::{self, Change, EditError};
 use crate::config::schedules::Around;
 use crate::daemon::chronos;
+use crate::exit::{Failure, code};
 use crate::sys::zones::Zones;
 
 /// Fires that a preview shows.
@@ -172,7 +171,7 @@ async fn carry_out(
     done: &str,
     context: &Context,
 ) -> anyhow::Result<()> {
-    let settings = Settings::load(context)?;
+    let settings = context.settings()?;
     let (zones, runners) = (&settings.zones, settings.runner_names());
     let around = Around { zones, runners: &runners, now: Some(context.clock.now()) };
     let path = &settings.paths.schedules_yml;

@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 
 use super::Context;
 use super::client::segment;
-use super::exit::{Failure, code};
 use super::mandate::time;
 use super::output::{cell, emit, printable, rows, say, table};
+use crate::exit::{Failure, code};
 
 /// `kairos status`.
 ///

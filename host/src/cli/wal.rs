@@ -4,10 +4,9 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 
 use super::Context;
-use super::exit::{Failure, code};
 use super::output::{cell, emit, printable};
 use super::progress::Progress;
-use super::settings::Settings;
+use crate::exit::{Failure, code};
 use crate::store::SqliteStore;
 use crate::store::Store;
 use crate::wal;
@@ -32,7 +31,7 @@ pub enum WalCommand {
 /// # Errors
 /// There is no such log: exit 3. A log is not sound: exit 8.
 pub fn run(command: WalCommand, context: &Context) -> anyhow::Result<()> {
-    let settings = Settings::load(context)?;
+    let settings = context.settings()?;
     let dir = settings.wal_dir();
     match command {
         WalCommand::Show { id } => {

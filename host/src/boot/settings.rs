@@ -4,10 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Context;
-use super::exit::{Failure, code};
 use crate::config::schedules::Around;
 use crate::config::{DaemonConfig, Env, Paths, Report, SchedulesFile, load};
+use crate::exit::{Failure, code};
 use crate::sys::lock::{LockError, RootLock};
 use crate::sys::zones::{SYSTEM_DIRECTORY, Zones};
 
@@ -24,13 +23,12 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Reads daemon.yml of the context's root.
+    /// Reads daemon.yml of a root, with the newest zone data there is.
     ///
     /// # Errors
-    /// No root, or a bad file: exit 2 with the full report.
-    pub fn load(context: &Context) -> anyhow::Result<Self> {
-        let zones = Arc::new(Zones::newest(SYSTEM_DIRECTORY));
-        Self::load_with(context.paths()?, &context.env, zones)
+    /// A bad file: exit 2 with the full report.
+    pub fn load(paths: Paths, env: &Env) -> anyhow::Result<Self> {
+        Self::load_with(paths, env, Arc::new(Zones::newest(SYSTEM_DIRECTORY)))
     }
 
     /// As [`Settings::load`], with zone data that is there already.
