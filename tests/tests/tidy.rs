@@ -21,12 +21,36 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("config", &["domain", "sys"]),
     (
         "boot",
-        &["domain", "sys", "store", "wal", "runner", "broker", "daemon", "attach", "exit", "telemetry", "config"],
+        &[
+            "domain",
+            "sys",
+            "store",
+            "wal",
+            "runner",
+            "broker",
+            "daemon",
+            "attach",
+            "exit",
+            "telemetry",
+            "config",
+        ],
     ),
     ("wiring", &["domain", "sys", "store", "wal", "runner", "broker", "daemon"]),
     (
         "cli",
-        &["domain", "sys", "store", "wal", "runner", "daemon", "attach", "exit", "telemetry", "config", "boot"],
+        &[
+            "domain",
+            "sys",
+            "store",
+            "wal",
+            "runner",
+            "daemon",
+            "attach",
+            "exit",
+            "telemetry",
+            "config",
+            "boot",
+        ],
     ),
     ("lib", &[]),
     ("main", &[]),
@@ -145,7 +169,9 @@ fn only_the_stated_modules_name_their_library() {
     for path in all_sources() {
         let text = fs::read_to_string(&path).expect("a source is text");
         let shown = path.strip_prefix(workspace()).expect("it lies there").display().to_string();
-        let uses = |library: &str| text.contains(&format!("use {library}")) || text.contains(&format!("{library}::"));
+        let uses = |library: &str| {
+            text.contains(&format!("use {library}")) || text.contains(&format!("{library}::"))
+        };
         let host = shown.starts_with("host/src/");
         if host && uses("jiff") && shown != "host/src/sys/zones.rs" {
             faults.push(format!("{shown} names jiff"));

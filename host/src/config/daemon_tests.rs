@@ -1,3 +1,5 @@
+//! Tests of reading daemon.yml.
+
 use super::*;
 use crate::config::Env;
 use crate::config::reader::Origin;

@@ -1,3 +1,5 @@
+//! Tests of changing schedules.yml by splices.
+
 #![allow(clippy::disallowed_methods, reason = "tests lay out plain files")]
 
 use super::*;

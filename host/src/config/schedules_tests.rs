@@ -1,3 +1,5 @@
+//! Tests of reading schedules.yml.
+
 use super::*;
 
 fn read(text: &str) -> SchedulesFile {
