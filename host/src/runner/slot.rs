@@ -211,6 +211,8 @@ impl Runners {
             let same =
                 self.read().get(&config.name).is_some_and(|slot| slot.config.as_ref() == Some(&config));
             if same {
+                // Its file may have been mended meanwhile; one that serves is left alone.
+                let _ = self.retry(&config.name);
                 continue;
             }
             let pool = Arc::new(Pool::new(&config.name));
