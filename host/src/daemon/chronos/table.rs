@@ -85,7 +85,6 @@ impl Table {
         for spec in specs {
             match table.compile_one(&spec, zones, &mut known) {
                 Ok((cron, zone)) => {
-                    table.names.insert(&spec.name, table.specs.len());
                     table.crons.push(cron);
                     table.zone_of.push(zone);
                     table.specs.push(spec);
@@ -104,9 +103,6 @@ impl Table {
         zones: &Zones,
         known: &mut HashMap<Arc<str>, u16>,
     ) -> Result<(Cron, u16), RejectCause> {
-        if self.find(&spec.name).is_some() {
-            return Err(RejectCause::Duplicate);
-        }
         let cron = Cron::parse(&spec.cron)?;
         let zone = match known.get(&spec.timezone) {
             Some(zone) => *zone,
@@ -118,6 +114,10 @@ impl Table {
                 index
             }
         };
+        let specs = &self.specs;
+        if !self.names.insert(&spec.name, specs.len(), |index| &specs[index as usize].name) {
+            return Err(RejectCause::Duplicate);
+        }
         Ok((cron, zone))
     }
 
@@ -136,7 +136,7 @@ impl Table {
     /// The schedule of that name.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<u32> {
-        self.names.find(name, |index| self.specs.get(index as usize).map(|spec| &*spec.name))
+        self.names.find(name, |index| &self.specs[index as usize].name)
     }
 
     /// Sets where a schedule stands and finds when it is due.
@@ -341,48 +341,53 @@ impl Table {
             + self.crons.capacity() * size_of::<Cron>()
             + self.zone_of.capacity() * size_of::<u16>()
             + (self.cursor.capacity() + self.due.capacity()) * size_of::<i64>()
-            + self.names.0.capacity() * size_of::<u32>()
+            + self.names.0.capacity() * size_of::<u64>()
             + self.waiting.capacity() * size_of::<Reverse<(i64, u32)>>()
             + self.extras.capacity() * size_of::<(u32, Box<Extra>)>()
             + self.extras.len() * size_of::<Extra>()
     }
 }
 
-/// From name to index: open addressing over indexes alone, 8 bytes a schedule or less.
+/// From name to index: open addressing, 16 bytes a schedule or a little more. A slot holds half
+/// of a name's hash beside the index, so that other names are hardly ever looked at.
 #[derive(Debug, Default)]
-struct Names(Vec<u32>);
+struct Names(Vec<u64>);
 
-const FREE: u32 = u32::MAX;
+const FREE: u64 = u64::MAX;
+const INDEX: u64 = 0xFFFF_FFFF;
 
 impl Names {
     fn with_room(count: usize) -> Self {
         Self(vec![FREE; (count * 4 / 3 + 1).next_power_of_two()])
     }
 
-    fn slots(&self, name: &str) -> impl Iterator<Item = usize> + use<> {
+    /// Where the name is, or else the slot where it belongs.
+    fn locate<'a>(&self, name: &str, name_of: impl Fn(u32) -> &'a str) -> Result<u32, (usize, u64)> {
+        let hash = identity(name);
         let mask = self.0.len() - 1;
         // FNV's low bits are its weak ones.
-        let hash = identity(name);
-        let start = (hash ^ (hash >> 32)) as usize;
-        (0..=mask).map(move |step| start.wrapping_add(step) & mask)
-    }
-
-    fn insert(&mut self, name: &str, index: usize) {
-        let slot = self.slots(name).find(|slot| self.0[*slot] == FREE).expect("there is room for all");
-        self.0[slot] = u32::try_from(index).expect("an index is 32 bits");
-    }
-
-    fn find<'a>(&self, name: &str, name_of: impl Fn(u32) -> Option<&'a str>) -> Option<u32> {
-        if self.0.is_empty() {
-            return None;
-        }
-        for slot in self.slots(name) {
-            match self.0[slot] {
-                FREE => return None,
-                index if name_of(index) == Some(name) => return Some(index),
-                _ => {}
+        let mut slot = (hash ^ (hash >> 32)) as usize & mask;
+        loop {
+            let held = self.0[slot];
+            if held == FREE {
+                return Err((slot, hash & !INDEX));
             }
+            let index = (held & INDEX) as u32;
+            if (held ^ hash) & !INDEX == 0 && name_of(index) == name {
+                return Ok(index);
+            }
+            slot = (slot + 1) & mask;
         }
-        None
+    }
+
+    /// False when the name is there already.
+    fn insert<'a>(&mut self, name: &str, index: usize, name_of: impl Fn(u32) -> &'a str) -> bool {
+        let Err((slot, half)) = self.locate(name, name_of) else { return false };
+        self.0[slot] = half | u64::from(u32::try_from(index).expect("an index is 32 bits"));
+        true
+    }
+
+    fn find<'a>(&self, name: &str, name_of: impl Fn(u32) -> &'a str) -> Option<u32> {
+        if self.0.is_empty() { None } else { self.locate(name, name_of).ok() }
     }
 }
