@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use kairos_host::daemon::dispatch::OneCycle;
 use kairos_host::daemon::heartbeat::DEFAULT_INTERVAL;
-use kairos_host::daemon::mailbox::{CommandError, Phase};
+use kairos_host::daemon::mailbox::{Command, CommandError, Phase};
 use kairos_host::domain::schedule::SchedulePolicy;
 use kairos_host::store::{SqliteStore, Store};
 use kairos_host::wiring::Wiring;
@@ -219,6 +219,20 @@ async fn loop_fires_and_runs_by_itself_until_it_is_told_to_end() {
     .await;
     wired.mailbox().shutdown().await.unwrap();
     tokio::time::timeout(PATIENCE, running).await.expect("it ends").unwrap();
+}
+
+#[tokio::test]
+async fn unwire_ends_a_loop_that_runs() {
+    let wired = Arc::new(Wiring::new(no_schedules()).wire().await.unwrap());
+    let running = tokio::spawn({
+        let wired = Arc::clone(&wired);
+        async move { wired.run().await }
+    });
+    // It has to be in its loop first: a command that is answered proves that.
+    wired.mailbox().ask(Command::StatusDump).await.unwrap();
+    tokio::time::timeout(PATIENCE, wired.unwire()).await.expect("it ends");
+    tokio::time::timeout(PATIENCE, running).await.expect("it ends").unwrap();
+    assert_eq!(wired.state(), Phase::Stopped);
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use crate::daemon::chronos::{Chronos, TickOutcome};
 use crate::daemon::claims::{Claims, Permits};
 use crate::daemon::dispatch::{Dispatch, OneCycle};
 use crate::daemon::engine::Engine;
-use crate::daemon::mailbox::{Command, CommandError, Inbox, Mailbox, Phase};
+use crate::daemon::mailbox::{Command, CommandError, Inbox, Mailbox, Phase, Reply};
 use crate::daemon::wallet::Wallet;
 use crate::domain::schedule::{MandateBounds, Overlap};
 use crate::store::{
@@ -200,8 +200,12 @@ impl Wired {
     }
 
     /// Takes the wiring down: the attach server is stopped, running cycles end or are interrupted,
-    /// the log and the store are closed. Never fails; doing it again does nothing.
+    /// the log and the store are closed. A loop that runs ends first. Never fails; doing it again
+    /// does nothing.
     pub async fn unwire(&self) {
+        let (reply, _) = Reply::pair();
+        // Nobody reads it when no loop runs, and it is refused with the rest when the phase ends.
+        let _ = self.mailbox.post(Command::Shutdown(reply));
         let mut inbox = self.inbox.lock().await;
         self.take_down(&mut inbox).await;
         self.engine.emit().await;
