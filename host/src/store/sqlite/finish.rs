@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::fail::{Res, conflict};
 use super::ledger::{self, Account, Kind};
-use super::row::{Mandate, Record, micros};
+use super::row::{Mandate, Record, micros, time};
 use super::schedules;
 use super::txn::{About, Txn};
 use super::{claim, lines, queue};
@@ -164,12 +164,25 @@ fn put_state(txn: &Txn<'_>, mandate: &Mandate, request: &FinishRequest) -> Res<(
 /// Gives a claimed cycle back, see [`crate::store::Store::unstart`].
 pub fn unstart(txn: &mut Txn<'_>, id: &str, cycle: u32, attempt: u32, reason: String) -> Res<()> {
     let mut mandate = running(txn, id, cycle, attempt)?;
+    let started = txn.first(
+        "SELECT started FROM cycle WHERE mandate=?1 AND cycle=?2 AND attempt=?3",
+        (mandate.n, mandate.cycle, mandate.attempt),
+        |row| time(row, 0),
+    )?;
     txn.exec(
         "DELETE FROM cycle WHERE mandate=?1 AND cycle=?2 AND attempt=?3",
         (mandate.n, mandate.cycle, mandate.attempt),
     )?;
+    let at = started.unwrap_or(mandate.created);
+    let stopped = mandate.stop.then(|| mandate.reason.take().unwrap_or_else(|| "stopped".to_owned()));
+    // As if an interruption: back to the front of the line.
+    mandate.state = mandate.state.next(MandateEvent::CycleEnded(AfterCycle::SameCycle))?;
+    mandate.place = Some(queue::front(txn)?);
+    mandate.reason = Some(reason);
     if mandate.attempt == mandate.epoch {
-        // Its record was empty; the plan's line stays and the next start's takes its place.
+        // Its record was empty. The plan's line stays in the log and is closed; the next start
+        // commits the plan again.
+        lines::finalize(txn, &mut mandate, CycleStatus::Interrupted, (None, None), at)?;
         if mandate.attempt == 1 {
             mandate.cycle -= 1;
             mandate.record = Record::Next;
@@ -178,9 +191,8 @@ pub fn unstart(txn: &mut Txn<'_>, id: &str, cycle: u32, attempt: u32, reason: St
         }
     }
     mandate.attempt -= 1;
-    // As if an interruption: back to the front of the line.
-    mandate.state = mandate.state.next(MandateEvent::CycleEnded(AfterCycle::SameCycle))?;
-    mandate.place = Some(queue::front(txn)?);
-    mandate.reason = Some(reason);
+    if let Some(why) = stopped {
+        queue::end(txn, &mut mandate, MandateEvent::Cancel, Some(&why), at)?;
+    }
     mandate.save(txn.conn)
 }

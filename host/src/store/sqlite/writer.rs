@@ -323,18 +323,22 @@ struct Batch {
 }
 
 impl Batch {
-    /// Runs one request in its savepoint. Sets `trouble` when the transaction as a whole is lost.
+    /// Runs one request so that it fails alone. Sets `trouble` when the transaction as a whole is lost.
+    ///
+    /// The first one needs no savepoint: nothing is lost if the whole transaction begins again. That
+    /// spares a lone request the copies of pages a savepoint keeps, which go to a file when they are many.
     fn run(&mut self, conn: &Connection, mut job: Box<dyn Job>, trouble: &mut Option<rusqlite::Error>) {
         if trouble.is_some() {
             self.unstarted.push(job);
             return;
         }
+        let first = self.jobs.is_empty();
         let mut txn = Txn::new(conn);
-        let outcome =
-            statement(conn, "SAVEPOINT request").map_err(Fail::Sql).and_then(|()| job.run(&mut txn));
-        let ended = match outcome {
+        let outcome = if first { Ok(()) } else { statement(conn, "SAVEPOINT request").map_err(Fail::Sql) };
+        let ended = match outcome.and_then(|()| job.run(&mut txn)) {
+            Ok(()) if first => Ok(Ok(())),
             Ok(()) => statement(conn, "RELEASE request").map(|()| Ok(())),
-            Err(fail) => self.undo(conn, fail),
+            Err(fail) => undo(conn, fail, first),
         };
         match ended {
             Ok(Ok(())) => {
@@ -348,23 +352,28 @@ impl Batch {
             }
         }
     }
+}
 
-    /// Takes back what a request did. An engine error that concerns the file, or that has undone
-    /// the whole transaction, is handed on; everything else is the request's own.
-    fn undo(&self, conn: &Connection, fail: Fail) -> rusqlite::Result<Result<()>> {
-        let own = match fail {
-            Fail::Store(error) => error,
-            Fail::Sql(error) if conn.is_autocommit() => return Err(error),
-            Fail::Sql(error) => match classify(&error, "".as_ref(), || true) {
-                (Severity::Refused, Error::Conflict(detail)) => Error::Conflict(detail),
-                (Severity::Refused, Error::Damaged { detail, .. }) => Error::Conflict(detail),
-                _ => return Err(error),
-            },
-        };
+/// Takes back what a request did. An engine error that concerns the file, or that has undone the
+/// whole transaction, is handed on; everything else is the request's own.
+fn undo(conn: &Connection, fail: Fail, first: bool) -> rusqlite::Result<Result<()>> {
+    let own = match fail {
+        Fail::Store(error) => error,
+        Fail::Sql(error) if conn.is_autocommit() => return Err(error),
+        Fail::Sql(error) => match classify(&error, "".as_ref(), || true) {
+            (Severity::Refused, Error::Conflict(detail)) => Error::Conflict(detail),
+            (Severity::Refused, Error::Damaged { detail, .. }) => Error::Conflict(detail),
+            _ => return Err(error),
+        },
+    };
+    if first {
+        statement(conn, "ROLLBACK")?;
+        statement(conn, "BEGIN IMMEDIATE")?;
+    } else {
         statement(conn, "ROLLBACK TO request")?;
         statement(conn, "RELEASE request")?;
-        Ok(Err(own))
     }
+    Ok(Err(own))
 }
 
 fn statement(conn: &Connection, sql: &str) -> rusqlite::Result<()> {

@@ -28,18 +28,26 @@ fn requests_that_wait_share_commits_and_one_failure_fails_alone() {
     on_both(|store| {
         let before = store.stats();
         let (held, go) = hold(store);
+        // The first of its transaction, as the held one has used up the time of the one before.
+        let gone = store.run(|txn| -> fail::Res<()> {
+            txn.exec("INSERT INTO meta(key, value) VALUES('half', 1)", [])?;
+            fail::conflict("no")
+        });
         let good: Vec<_> = (0..40).map(|number| store.add(manual(&format!("m{number}")))).collect();
         let twice = store.add(manual("m7"));
         let more = store.add(manual("last"));
         drop(go);
         held.wait().unwrap();
+        assert_eq!(gone.wait().unwrap_err().to_string(), "no");
         for added in good {
             assert!(added.wait().unwrap().created);
         }
+        let half = store.look(|conn| txn::first(conn, "SELECT 1 FROM meta WHERE key='half'", [], |_| Ok(())));
+        assert!(half.unwrap().is_none());
         assert!(matches!(twice.wait(), Err(Error::Conflict(_))));
         assert!(more.wait().unwrap().created);
         let after = store.stats();
-        assert_eq!(after.requests - before.requests, 43);
+        assert_eq!(after.requests - before.requests, 44);
         // A transaction takes no more in after some time, so a slow machine makes a few of them.
         assert!(after.commits - before.commits <= 10, "{} commits", after.commits - before.commits);
         assert_eq!(store.counts().unwrap().queued, 41);

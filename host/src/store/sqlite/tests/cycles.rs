@@ -231,7 +231,17 @@ fn an_unstarted_cycle_waits_in_front_as_if_it_had_never_begun() {
             "cycle 1, attempt 2 of mandate m does not run: it is running at cycle 1, attempt 1"
         );
         assert_eq!(first.mandate.cycle, again.mandate.cycle);
-        store.log("m");
+        store.unstart("m".into(), 1, 1, "again".into()).wait().unwrap();
+        store.command("m".into(), MandateCommand::Stop { note: None }, at(9)).wait().unwrap();
+        let ops: Vec<_> = store.log("m").iter().map(|line| line["op"].to_string()).collect();
+        let count = |op: &str| ops.iter().filter(|known| known.contains(op)).count();
+        assert_eq!((count("plan_commit"), count("plan_finalize")), (2, 2), "no plan is left open");
+        let later = store.claim_one();
+        let stop = MandateCommand::Stop { note: Some("enough".into()) };
+        store.command("later".into(), stop, at(9)).wait().unwrap();
+        store.unstart("later".into(), 1, later.mandate.attempt, "gone".into()).wait().unwrap();
+        let row = store.mandate("later").unwrap();
+        assert_eq!((row.state, row.reason.as_deref()), (MandateState::Cancelled, Some("enough")));
     });
 }
 
