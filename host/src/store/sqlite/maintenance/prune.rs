@@ -1,12 +1,14 @@
 //! Lets old history go, in transactions so short that nobody notices. Open mandates are never
 //! touched, and no day of the ledger ever counts less.
 
+use std::collections::HashSet;
+
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::super::fail::Res;
 use super::super::row::micros;
-use super::super::txn::Txn;
+use super::super::txn::{Txn, all};
 use super::rebuild::NOBODY;
 use crate::store::Result;
 use crate::store::sqlite::SqliteStore;
@@ -14,7 +16,11 @@ use crate::store::sqlite::SqliteStore;
 /// Mandates in one transaction; each has some dozens of rows.
 const MANDATES: usize = 16;
 /// Rows of a plain table in one transaction.
-const ROWS: usize = 1_000;
+const ROWS: usize = 500;
+/// Schedules whose outcomes are looked at in one transaction.
+const SCHEDULES: usize = 256;
+/// Days of the ledger in one transaction; each has a handful of rows left.
+const DAYS: usize = 16;
 
 /// What went, or would go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -87,27 +93,98 @@ impl SqliteStore {
                 break;
             }
         }
-        pruned.occurrences = self.prune_rows(OCCURRENCES, at)?;
-        pruned.events = self.prune_rows(EVENTS, at)?;
-        pruned.days = self.run(move |txn| days(txn, &day)).wait()?;
+        pruned.occurrences = self.prune_occurrences(at)?;
+        pruned.events = self.prune_events(at)?;
+        pruned.days = self.prune_days(day)?;
         Ok(pruned)
     }
 
-    fn prune_rows(&self, sql: &'static str, at: i64) -> Result<u64> {
-        let mut all = 0;
+    /// Schedule by schedule, so that no request looks at more than it removes.
+    fn prune_occurrences(&self, before: i64) -> Result<u64> {
+        let schedules =
+            self.look(|conn| all(conn, "SELECT n FROM schedule ORDER BY n", [], |row| row.get(0)))?;
+        let mut gone = 0;
+        for chunk in schedules.chunks(SCHEDULES) {
+            loop {
+                let chunk: Vec<i64> = chunk.to_vec();
+                let removed = self.run(move |txn| occurrences(txn, &chunk, before)).wait()?;
+                gone += removed as u64;
+                if removed < ROWS {
+                    break;
+                }
+            }
+        }
+        Ok(gone)
+    }
+
+    fn prune_events(&self, before: i64) -> Result<u64> {
+        // Ids grow with time, so what is too old lies below the newest of it. Found on a reader: the
+        // table has no index by time.
+        let newest = self.look(move |conn| {
+            Ok(conn.query_row("SELECT max(id) FROM event WHERE at<?1", [before], |row| {
+                row.get::<_, Option<i64>>(0)
+            })?)
+        })?;
+        let Some(newest) = newest else { return Ok(0) };
+        let mut gone = 0;
         loop {
-            let gone = self.run(move |txn| txn.exec(sql, (at, ROWS.cast_signed()))).wait()?;
-            all += gone as u64;
-            if gone < ROWS {
-                return Ok(all);
+            let removed =
+                self.run(move |txn| txn.exec(EVENTS, (before, newest, ROWS.cast_signed()))).wait()?;
+            gone += removed as u64;
+            if removed < ROWS {
+                return Ok(gone);
             }
         }
     }
+
+    /// Days of which only the sums of pruned mandates are left.
+    fn prune_days(&self, before: String) -> Result<u64> {
+        let old: Vec<String> = self.look(move |conn| {
+            let held: HashSet<String> = all(
+                conn,
+                "SELECT DISTINCT day FROM usage WHERE day<?1 AND mandate<>?2",
+                (&before, NOBODY),
+                |row| row.get(0),
+            )?
+            .into_iter()
+            .collect();
+            let known: Vec<String> =
+                all(conn, "SELECT day FROM ledger WHERE day<?1", [&before], |row| row.get(0))?;
+            Ok(known.into_iter().filter(|day| !held.contains(day)).collect())
+        })?;
+        let count = old.len() as u64;
+        for chunk in old.chunks(DAYS) {
+            let chunk = chunk.to_vec();
+            self.run(move |txn| {
+                for day in &chunk {
+                    txn.exec("DELETE FROM usage WHERE mandate=?1 AND day=?2", (NOBODY, day))?;
+                    txn.exec("DELETE FROM ledger WHERE day=?1", [day])?;
+                }
+                Ok(())
+            })
+            .wait()?;
+        }
+        Ok(count)
+    }
 }
 
-const OCCURRENCES: &str = "DELETE FROM occurrence WHERE (schedule, first) IN \
-     (SELECT schedule, first FROM occurrence WHERE last<?1 LIMIT ?2)";
-const EVENTS: &str = "DELETE FROM event WHERE id IN (SELECT id FROM event WHERE at<?1 ORDER BY id LIMIT ?2)";
+const EVENTS: &str =
+    "DELETE FROM event WHERE id IN (SELECT id FROM event WHERE id<=?2 AND at<?1 ORDER BY id LIMIT ?3)";
+
+fn occurrences(txn: &mut Txn<'_>, schedules: &[i64], before: i64) -> Res<usize> {
+    let mut removed = 0;
+    for n in schedules {
+        removed += txn.exec(
+            "DELETE FROM occurrence WHERE schedule=?1 AND first IN (SELECT first FROM occurrence \
+             WHERE schedule=?1 AND first<?2 AND last<?2 ORDER BY first LIMIT ?3)",
+            (n, before, (ROWS - removed).cast_signed()),
+        )?;
+        if removed >= ROWS {
+            break;
+        }
+    }
+    Ok(removed)
+}
 
 fn mandates(txn: &mut Txn<'_>, before: i64) -> Res<u64> {
     let sql = format!("{ENDED} ORDER BY ended LIMIT {MANDATES}");
@@ -156,19 +233,4 @@ fn keep_usage(txn: &Txn<'_>, n: i64) -> Res<()> {
         }
     }
     Ok(())
-}
-
-/// Days of which only such sums are left.
-fn days(txn: &mut Txn<'_>, before: &str) -> Res<u64> {
-    let old = txn.all(
-        "SELECT day FROM ledger WHERE day<?1 AND NOT EXISTS \
-         (SELECT 1 FROM usage WHERE usage.day=ledger.day AND mandate<>?2)",
-        (before, NOBODY),
-        |row| row.get::<_, String>(0),
-    )?;
-    for day in &old {
-        txn.exec("DELETE FROM usage WHERE mandate=?1 AND day=?2", (NOBODY, day))?;
-        txn.exec("DELETE FROM ledger WHERE day=?1", [day])?;
-    }
-    Ok(old.len() as u64)
 }
