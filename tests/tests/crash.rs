@@ -89,7 +89,7 @@ fn ask(root: &Root, request: &str) -> Option<String> {
 fn live_and_die(root: &Root, chance: &SeededEntropy, round: u64, expected: &mut Expected) -> Result<()> {
     let mut daemon: Daemon = root.spawn(&[])?;
     // Some die while they boot.
-    if chance.next_u64() % 5 > 0 {
+    if !chance.next_u64().is_multiple_of(5) {
         daemon.wait_ready().with_context(|| format!("round {round}"))?;
     }
     let until = Instant::now() + Duration::from_micros(chance.next_u64() % 120_000);

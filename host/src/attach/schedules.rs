@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -82,6 +82,18 @@ pub async fn why(
     })
     .await;
     match found {
+        // A run covers a span; a time between two of its occurrences has no outcome. What an edit
+        // ended belongs to a rule that is gone, so it cannot be asked.
+        Ok((row, _))
+            if row.count > 1
+                && row.reason.as_deref() != Some("edited")
+                && ![row.from, row.to].contains(&nominal)
+                && plane.source.backfill_count(&name, nominal - TimeDelta::seconds(1), nominal)
+                    == Some(0) =>
+        {
+            let message = format!("{name:?} has no occurrence at {}", views::time(nominal));
+            Err(ApiError::new(StatusCode::NOT_FOUND, "not_found", message))
+        }
         Ok((row, mandate)) => {
             let mut view = views::occurrence(&row);
             view["nominal_at"] = views::time(nominal).into();

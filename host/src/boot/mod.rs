@@ -169,7 +169,7 @@ impl Daemon {
 
     /// The control plane of a command that runs without a daemon: commands are carried out by a task
     /// of this runtime, until the router is dropped.
-    #[must_use]
+    #[must_use = "the guard closes the store"]
     pub fn serve_locally(self) -> (axum::Router, LocalGuard) {
         let Self { lifecycle, store, log, plane, lock, .. } = self;
         let Lifecycle { chronos, dispatch, store: shared, clock, mut inbox, .. } = lifecycle;

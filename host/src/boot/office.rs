@@ -174,7 +174,7 @@ impl Office {
         }
         match self.parts.store.schedules() {
             Ok(states) => {
-                let text = views::chronos_state_yml(&states, &mut |name| next_of(&chronos, name, now));
+                let text = views::chronos_state_yml(&states, &mut |name| next_of(chronos, name, now));
                 if text != published.chronos {
                     match views::publish_chronos(&paths.chronos_state, &text) {
                         Ok(()) => published.chronos = text,

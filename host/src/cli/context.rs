@@ -35,10 +35,17 @@ impl Context {
     /// # Errors
     /// There is no root here.
     pub fn paths(&self) -> Result<Paths, Failure> {
-        Paths::discover(self.root.as_deref(), &self.env, &self.cwd).ok_or_else(|| {
+        let paths = Paths::discover(self.root.as_deref(), &self.env, &self.cwd).ok_or_else(|| {
             Failure::usage("no `.kairos` directory here or above")
                 .remedy("run `kairos init` here, or name a root with `--root DIR`")
-        })
+        })?;
+        // A name with a slip in it must not become a new root.
+        if paths.dot.is_dir() {
+            return Ok(paths);
+        }
+        let root = paths.root.display();
+        Err(Failure::usage(format!("{root} holds no `.kairos`"))
+            .remedy(format!("make it one with `kairos init {root}`")))
     }
 
     /// The configuration of the root.

@@ -11,6 +11,7 @@ use super::config::{Checked, World, check_all};
 use super::output::{Style, emit};
 use crate::config::paths::SOCKET_PATH_MAX;
 use crate::exit::{Failure, code};
+use crate::store::SqliteStore;
 use crate::sys::files;
 use crate::sys::lock::{self, FileSystemKind};
 
@@ -90,6 +91,7 @@ pub fn checks(world: &World<'_>, exe_dir: Option<&Path>) -> Vec<Check> {
     found.push(schedules_yml(&checked));
     found.extend(plugins(world, &checked, exe_dir));
     found.push(ok("zones", format!("time zone data {}", world.zones.data())));
+    found.push(store(world));
     found.push(socket(world));
     found.push(daemon(world));
     found
@@ -243,6 +245,21 @@ fn socket(world: &World<'_>) -> Check {
         path.display()
     );
     bad("socket", Verdict::Warn, message, "nothing needs to be done; a shorter root keeps it below the root")
+}
+
+fn store(world: &World<'_>) -> Check {
+    let path = &world.paths.store_db;
+    if !path.exists() {
+        return ok("store", "there is none yet; the first start makes it");
+    }
+    match SqliteStore::full_check(path) {
+        Ok(()) => ok("store", "every page is sound"),
+        Err(error) => {
+            let remedy =
+                "put a backup back with `kairos restore`, or rebuild it: `kairos recover --from-wal`";
+            bad("store", Verdict::Fail, error.to_string(), remedy)
+        }
+    }
 }
 
 fn daemon(world: &World<'_>) -> Check {

@@ -1,6 +1,6 @@
 //! `kairos plugin`: what is loaded, and whether a file would load.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 
@@ -15,9 +15,9 @@ use crate::runner::check;
 pub enum PluginCommand {
     /// List the configured runners with what serves them
     List,
-    /// Say whether a plugin file loads, and if not, why; runs none of its code before its manifest is read
+    /// Say whether a plugin loads, and if not, why; runs none of its code before its manifest is read
     Check {
-        /// The file
+        /// The file, or a plugin's name as `daemon.yml` has it
         file: PathBuf,
     },
 }
@@ -30,7 +30,7 @@ pub async fn run(command: PluginCommand, context: &Context) -> anyhow::Result<()
     match command {
         PluginCommand::List => status::plugins(context).await,
         PluginCommand::Check { file } => {
-            let path = context.cwd.join(file);
+            let path = find(&file, context);
             let report = tokio::task::spawn_blocking(move || check(&path)).await?;
             emit(context.style, &serde_json::to_value(&report)?, |_| report.human())?;
             match report.errors.first() {
@@ -39,4 +39,15 @@ pub async fn run(command: PluginCommand, context: &Context) -> anyhow::Result<()
             }
         }
     }
+}
+
+/// A name without a slash that is no file here is looked up as the configuration's names are.
+fn find(file: &Path, context: &Context) -> PathBuf {
+    let here = context.cwd.join(file);
+    let name = file.to_str().filter(|name| !name.contains('/') && !here.exists());
+    let found = name.zip(context.paths().ok()).and_then(|(name, paths)| {
+        let exe = std::env::current_exe().ok();
+        paths.find_plugin(name, exe.as_deref().and_then(Path::parent), &context.env)
+    });
+    found.unwrap_or(here)
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use super::Context;
 use super::output::{emit, printable, say, table};
@@ -78,6 +79,8 @@ fn take_lock(settings: &Settings) -> anyhow::Result<RootLock> {
 }
 
 async fn drive(once: bool, settings: Settings, lock: RootLock, context: &Context) -> anyhow::Result<u8> {
+    // What the daemon holds in memory is nobody else's, a runner's least of all.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     let mut signals = Signals::install()?;
     let options = Options { lock, env: context.env.clone(), clock: Arc::clone(&context.clock), daemon: true };
     let daemon = Daemon::assemble(settings, options).await?;

@@ -24,7 +24,7 @@ pub struct Fields {
     #[arg(long)]
     pub goal: Option<String>,
     /// IANA time zone of the expression; UTC when absent
-    #[arg(long, value_name = "ZONE")]
+    #[arg(long, alias = "tz", value_name = "ZONE")]
     pub timezone: Option<String>,
     /// Mandates of one scope never run at the same time
     #[arg(long, value_name = "NAME")]

@@ -111,10 +111,15 @@ impl Lifecycle {
                 _ = changes.changed() => self.manager.status(self.office.line()),
                 _ = self.chronos.wait_until_due(), if hold <= self.clock.monotonic() => {
                     match self.tick().await {
-                        Ok(()) => hold = Duration::ZERO,
+                        Ok(()) if hold > Duration::ZERO => {
+                            hold = Duration::ZERO;
+                            self.dispatch.store_accepts();
+                        }
+                        Ok(()) => {}
                         Err(error) if is_fatal(&error) => return End::StoreFailed(error),
                         Err(error) => {
                             tracing::error!(%error, "daemon_chronos_tick_failed");
+                            self.dispatch.store_refused(&error);
                             hold = self.clock.monotonic() + TICK_BACK_OFF;
                         }
                     }

@@ -307,6 +307,16 @@ impl Dispatch {
         }
     }
 
+    /// The store refused somebody else's write: that holds work back and is a reason to show, too.
+    pub fn store_refused(&self, error: &store::Error) {
+        self.0.store_fails(error);
+    }
+
+    /// The store takes writes again.
+    pub fn store_accepts(&self) {
+        self.0.store_works();
+    }
+
     /// Mandates that run, the longest first.
     #[must_use]
     pub fn active_mandate_ids(&self) -> Vec<String> {
