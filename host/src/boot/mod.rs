@@ -220,7 +220,7 @@ impl Daemon {
 }
 
 impl Daemon {
-    /// Does one pass, see [`once`].
+    /// Does one pass, one cycle after another.
     ///
     /// # Errors
     /// The store's.

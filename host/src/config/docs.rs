@@ -1,4 +1,4 @@
-//! The configuration reference, made from the tables of [`keys`](super::keys) and from what the
+//! The configuration reference, made from the tables of [`super::keys`] and from what the
 //! readers say about their values. `host/docs/config.md` is this text; a test compares the two.
 
 use std::fmt::Write as _;
