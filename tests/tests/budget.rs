@@ -59,6 +59,8 @@ fn a_spent_budget_survives_a_kill() -> Result<()> {
     let held = root.add("held", &[]);
     root.wait_logged("daemon_budget_exceeded")?;
     assert_eq!(state(&root, &held), "queued");
+    assert_eq!(root.json(&["mandate", "show", &held])["reason"], "budget");
+    assert_eq!(root.json(&["mandate", "list", "--state", "queued"])[0]["reason"], "budget");
     Ok(())
 }
 

@@ -10,10 +10,11 @@ use serde_json::{Map, Value, json};
 
 use super::{ApiError, ControlPlane, views};
 use crate::daemon::mailbox::{Command, Work};
+use crate::domain::budget;
 use crate::domain::ids;
 use crate::domain::mandate::MandateState;
 use crate::domain::schedule::{MandateBounds, Overlap};
-use crate::store::{MandateCommand, MandateFilter, NewMandate, Origin, Resolution};
+use crate::store::{MandateCommand, MandateFilter, MandateRow, NewMandate, Origin, Resolution};
 
 type Answer = Result<Json<Value>, ApiError>;
 
@@ -44,7 +45,8 @@ pub async fn list(
         limit: query.limit.unwrap_or(0),
     };
     let rows = read(&plane, move |store| store.mandates(&filter)).await?;
-    let all: Vec<Value> = rows.iter().map(views::mandate).collect();
+    let used_up = used_up(&plane).await?;
+    let all: Vec<Value> = rows.iter().map(|row| view(row, used_up)).collect();
     // The reference's two lists, beside the full one.
     let pick = |state: MandateState| -> Vec<&Value> {
         rows.iter().zip(&all).filter(|(row, _)| row.state == state).map(|(_, view)| view).collect()
@@ -54,6 +56,23 @@ pub async fn list(
         "queued": pick(MandateState::Queued),
         "mandates": all,
     })))
+}
+
+/// True while the day's budget holds queued work back.
+async fn used_up(plane: &ControlPlane) -> Result<bool, ApiError> {
+    let frame = plane.source.budget(plane.clock.now());
+    let day = frame.day.clone();
+    let totals = read(plane, move |store| store.day(&day)).await?;
+    Ok(budget::exceeded(&frame.limits, &totals).is_some())
+}
+
+/// A mandate; one that waits for nothing but the budget says so.
+fn view(row: &MandateRow, used_up: bool) -> Value {
+    let mut view = views::mandate(row);
+    if used_up && row.state == MandateState::Queued && row.reason.is_none() {
+        view["reason"] = "budget".into();
+    }
+    view
 }
 
 fn states(text: Option<&str>) -> Result<Vec<MandateState>, ApiError> {
@@ -141,7 +160,7 @@ pub async fn add(
 pub async fn show(State(plane): State<ControlPlane>, Path(id): Path<String>) -> Answer {
     let (row, cycles, steps) =
         read(&plane, move |store| Ok((store.mandate(&id)?, store.cycles(&id)?, store.steps(&id)?))).await?;
-    let mut view = views::mandate(&row);
+    let mut view = view(&row, used_up(&plane).await?);
     view["cycles"] = cycles.iter().map(views::cycle).collect();
     view["steps"] = steps.iter().map(views::step).collect();
     Ok(Json(view))
