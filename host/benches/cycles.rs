@@ -21,7 +21,7 @@ use kairos_host::broker::tools::Tools;
 use kairos_host::daemon::dispatch::{Dispatch, Parts, Settings};
 use kairos_host::daemon::wallet::Wallet;
 use kairos_host::domain::schedule::{MandateBounds, Overlap};
-use kairos_host::runner::{Builtin, PluginStore, Runners, SearchPath};
+use kairos_host::runner::{Builtin, Launcher, PluginStore, Runners, SearchPath};
 use kairos_host::store::{NewMandate, OpenOptions, Origin, Pending, RecoverRequest, SqliteStore, Store};
 use kairos_host::sys::clock::{Clock, SystemClock};
 use kairos_host::sys::entropy::SystemEntropy;
@@ -106,8 +106,10 @@ async fn measure(
 
 fn parts(store: &Arc<dyn Store>, clock: &Arc<dyn Clock>) -> Parts {
     let nowhere = Path::new("/nonexistent/kairos");
-    let runners =
-        Runners::new(SearchPath::new(nowhere, None, None), PluginStore::new(nowhere.join("plugins")));
+    let runners = Runners::new(Launcher::in_process(
+        SearchPath::new(nowhere, None, None),
+        PluginStore::new(nowhere.join("plugins")),
+    ));
     runners.insert(RUNNER, Arc::new(Builtin::from_fn(RUNNER, |_, _| Ok(Report::ok()))));
     let wallet = Arc::new(Wallet::disabled());
     let (budget, time) = (Arc::clone(&wallet), Arc::clone(clock));

@@ -22,7 +22,7 @@ use kairos_host::daemon::wallet::Wallet;
 use kairos_host::domain::cron::Zone;
 use kairos_host::domain::mandate::{CycleStatus, MandateState};
 use kairos_host::domain::schedule::{MandateBounds, Overlap, SchedulePolicy};
-use kairos_host::runner::{Builtin, PluginStore, RunnerBackend, Runners, SearchPath};
+use kairos_host::runner::{Builtin, Launcher, PluginStore, RunnerBackend, Runners, SearchPath};
 use kairos_host::store::{
     self, Limits, MandateCommand, NewMandate, Origin, RecoverRequest, SqliteStore, Store,
 };
@@ -92,7 +92,10 @@ impl Built {
         let store: Arc<dyn Store> = Arc::clone(&veil) as _;
         let recovered = store.recover(RecoverRequest { now: clock.now() }).await.expect("it recovers");
         let nowhere = std::path::Path::new("/nonexistent/kairos");
-        let runners = Runners::new(SearchPath::new(nowhere, None, None), PluginStore::new(nowhere.join("p")));
+        let runners = Runners::new(Launcher::in_process(
+            SearchPath::new(nowhere, None, None),
+            PluginStore::new(nowhere.join("p")),
+        ));
         if let Some(runner) = self.runner {
             runners.insert(QUICK, Arc::new(runner));
         }

@@ -10,7 +10,7 @@
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use kairos_host::runner::{Builtin, Generation, PluginStore, RunnerConfig, Runners, SearchPath};
+use kairos_host::runner::{Builtin, Generation, Launcher, PluginStore, RunnerConfig, Runners, SearchPath};
 use kairos_plugin_api::testing::FakeHost;
 use kairos_plugin_api::{HostCalls, Mandate, Report};
 
@@ -26,7 +26,7 @@ fn main() {
     let exe = std::env::current_exe().unwrap();
     let search = SearchPath::new(root.path(), exe.parent(), None);
     let store = PluginStore::new(root.path().join("store"));
-    let runners = Runners::load(vec![RunnerConfig::new("stub", "stub")], search, store);
+    let runners = Runners::load(vec![RunnerConfig::new("stub", "stub")], Launcher::in_process(search, store));
     let plugin = runners.current("stub").unwrap();
     let builtin = Generation::of("builtin", Arc::new(Builtin::from_fn("builtin", |_, _| Ok(Report::ok()))));
 

@@ -17,7 +17,7 @@ use kairos_host::daemon::chronos::{Chronos, ScheduleSet, Seams};
 use kairos_host::daemon::dispatch::{self, Dispatch};
 use kairos_host::daemon::{engine, wallet::Wallet};
 use kairos_host::domain::schedule::{MandateBounds, SchedulePolicy, ScheduleSpec};
-use kairos_host::runner::{Isolation, PluginStore, RunnerConfig, Runners, SearchPath};
+use kairos_host::runner::{Isolation, Launcher, PluginStore, RunnerConfig, Runners, SearchPath};
 use kairos_host::store::{Limits, OpenOptions, RecoverRequest, SqliteStore, Store, StoreStats};
 use kairos_host::sys::clock::{Clock, ManualClock};
 use kairos_host::sys::entropy::{Entropy, SystemEntropy};
@@ -194,7 +194,10 @@ fn runners(root: &Path) -> Result<Runners> {
     let search = SearchPath::new(root, None, None);
     let file = plugin("stub").display().to_string();
     let stub = RunnerConfig { isolation: Some(Isolation::InProcess), ..RunnerConfig::new("stub", file) };
-    let runners = Runners::load(vec![stub], search, PluginStore::new(root.join(".kairos/plugins/store")));
+    let runners = Runners::load(
+        vec![stub],
+        Launcher::in_process(search, PluginStore::new(root.join(".kairos/plugins/store"))),
+    );
     runners.current("stub")?;
     Ok(runners)
 }

@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use kairos_host::runner::manifest::{MAX_SIZE, manifest_of};
 use kairos_host::runner::{
-    Generation, Isolation, LoadError, PluginStore, RunnerConfig, RunnerError, Runners, SearchPath, check,
+    Generation, Isolation, Launcher, LoadError, PluginStore, RunnerConfig, RunnerError, Runners, SearchPath,
+    check,
 };
 use kairos_plugin_api::context::method;
 use kairos_plugin_api::testing::FakeHost;
@@ -46,7 +47,7 @@ fn patched(mut bytes: Vec<u8>, from: &str, to: &str) -> Vec<u8> {
 
 fn runners(root: &Path, configs: Vec<RunnerConfig>) -> Runners {
     let store = PluginStore::new(root.join(".kairos/plugins/store"));
-    Runners::load(configs, SearchPath::new(root, Some(&built()), None), store)
+    Runners::load(configs, Launcher::in_process(SearchPath::new(root, Some(&built()), None), store))
 }
 
 fn load(root: &Path, plugin: &str, params: Value) -> Result<Arc<Generation>, LoadError> {

@@ -18,7 +18,7 @@ use kairos_host::config::schedules::{Around, SchedulesFile};
 use kairos_host::config::{self, DaemonConfig, Isolation};
 use kairos_host::domain::mandate::{CycleEnd, MandateState};
 use kairos_host::domain::schedule::{Overlap, ScheduleSpec};
-use kairos_host::runner::{Generation, PluginStore, RunnerConfig, Runners, SearchPath};
+use kairos_host::runner::{Generation, Launcher, PluginStore, RunnerConfig, Runners, SearchPath};
 use kairos_host::store::{
     BudgetGate, ClaimRequest, FinishRequest, Limits, NewMandate, Origin, RunnerOffer, SqliteStore,
 };
@@ -176,7 +176,10 @@ fn generation(root: &Path) -> Arc<Generation> {
     let exe = std::env::current_exe().unwrap();
     let search = SearchPath::new(root, exe.parent(), None);
     let configs = vec![RunnerConfig::new("cognitive", "cognitive-loop")];
-    let runners = Runners::load(configs, search, PluginStore::new(root.join(".kairos/plugins/store")));
+    let runners = Runners::load(
+        configs,
+        Launcher::in_process(search, PluginStore::new(root.join(".kairos/plugins/store"))),
+    );
     runners.current("cognitive").unwrap()
 }
 

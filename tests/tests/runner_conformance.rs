@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kairos_host::runner::{
-    Builtin, Generation, PluginStore, RunnerConfig, RunnerError, Runners, SearchPath, method,
+    Builtin, Generation, Launcher, PluginStore, RunnerConfig, RunnerError, Runners, SearchPath, method,
 };
 use kairos_plugin_api::testing::FakeHost;
 use kairos_plugin_api::{CallError, Mandate, Report, Status, code};
@@ -46,7 +46,7 @@ fn registry(root: PathBuf, configs: Vec<RunnerConfig>) -> Runners {
     // Cargo puts the plugins that tests depend on beside the test programs.
     let exe = std::env::current_exe().unwrap();
     let search = SearchPath::new(&root, exe.parent(), None);
-    Runners::load(configs, search, PluginStore::new(root.join(".kairos/plugins/store")))
+    Runners::load(configs, Launcher::in_process(search, PluginStore::new(root.join(".kairos/plugins/store"))))
 }
 
 fn run(subject: &Subject, host: &FakeHost, params: Value) -> Result<Report, RunnerError> {

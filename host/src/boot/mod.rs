@@ -37,7 +37,7 @@ use crate::daemon::vitals::Vitals;
 use crate::daemon::wallet::Wallet;
 use crate::daemon::work::Hands;
 use crate::exit::{Failure, code};
-use crate::runner::{Isolation, PluginStore, RunnerConfig, Runners, SearchPath};
+use crate::runner::{Isolation, Launcher, PluginStore, RunnerConfig, Runners, SearchPath};
 use crate::store::{
     CommitSink, Limits, OpenOptions, RecoverRequest, Recovered, SqliteStore, Store, maintenance,
 };
@@ -383,13 +383,13 @@ async fn runners(settings: &Settings, env: &Env, daemon: bool) -> anyhow::Result
     let home = env.dir("HOME").map(|home| home.join(".local/share"));
     let data = env.dir("XDG_DATA_HOME").or(home);
     let search = SearchPath::new(&settings.paths.root, exe_dir.as_deref(), data.as_deref());
-    let store = PluginStore::new(&settings.paths.plugin_store);
+    let launcher = Launcher::in_process(search, PluginStore::new(&settings.paths.plugin_store));
     if !daemon {
-        return Ok(Runners::new(search, store));
+        return Ok(Runners::new(launcher));
     }
     let configs = runner_configs(&settings.config);
     // Mapping a file and running its constructors is no work for an async thread.
-    Ok(tokio::task::spawn_blocking(move || Runners::load(configs, search, store)).await?)
+    Ok(tokio::task::spawn_blocking(move || Runners::load(configs, launcher)).await?)
 }
 
 fn runner_configs(config: &DaemonConfig) -> Vec<RunnerConfig> {

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kairos_plugin_api::adapter::run_guarded;
-use kairos_plugin_api::{CallError, Context, CycleRunner, Mandate, Report, code};
+use kairos_plugin_api::{CallError, Context, CycleRunner, Mandate, Report, State, code};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -15,6 +15,8 @@ use super::{HostCalls, RunnerBackend, RunnerError, RunnerIdentity};
 type Run = Box<dyn Fn(&Mandate, &Context) -> Result<Report, RunnerError> + Send + Sync>;
 type Nudge = Box<dyn Fn() + Send + Sync>;
 type Probe = Box<dyn Fn() -> Result<(), CallError> + Send + Sync>;
+type Export = Box<dyn Fn() -> Result<Option<State>, CallError> + Send + Sync>;
+type Import = Box<dyn Fn(State) -> Result<(), CallError> + Send + Sync>;
 
 /// Foreign code without a file.
 pub struct Builtin {
@@ -22,6 +24,9 @@ pub struct Builtin {
     run: Run,
     cancel: Nudge,
     probe: Probe,
+    export: Export,
+    import: Import,
+    drain: Nudge,
 }
 
 impl Builtin {
@@ -85,7 +90,19 @@ impl Builtin {
             let instance = instance.clone();
             move || instance().cancel()
         });
-        builtin.probe = Box::new(move || instance().probe());
+        builtin.probe = Box::new({
+            let instance = instance.clone();
+            move || instance().probe()
+        });
+        builtin.export = Box::new({
+            let instance = instance.clone();
+            move || instance().export_state()
+        });
+        builtin.import = Box::new({
+            let instance = instance.clone();
+            move |state| instance().import_state(state)
+        });
+        builtin.drain = Box::new(move || instance().begin_drain());
         Ok(builtin)
     }
 
@@ -104,7 +121,15 @@ impl Builtin {
             generation: hex::encode(Sha256::digest(name)),
             phases: false,
         };
-        Self { identity, run, cancel: Box::new(|| ()), probe: Box::new(|| Ok(())) }
+        Self {
+            identity,
+            run,
+            cancel: Box::new(|| ()),
+            probe: Box::new(|| Ok(())),
+            export: Box::new(|| Ok(None)),
+            import: Box::new(|_| Ok(())),
+            drain: Box::new(|| ()),
+        }
     }
 }
 
@@ -123,9 +148,26 @@ impl RunnerBackend for Builtin {
     }
 
     fn probe(&self) -> Result<(), RunnerError> {
-        let probed = catch_unwind(AssertUnwindSafe(|| (self.probe)()));
-        probed.unwrap_or_else(|_| Err(CallError::new(code::PANIC, "in probe"))).map_err(to_runner_error)
+        guarded(|| (self.probe)())
     }
+
+    fn export_state(&self) -> Result<Option<State>, RunnerError> {
+        guarded(|| (self.export)())
+    }
+
+    fn import_state(&self, state: State) -> Result<(), RunnerError> {
+        guarded(|| (self.import)(state))
+    }
+
+    fn begin_drain(&self) {
+        let _ = catch_unwind(AssertUnwindSafe(|| (self.drain)()));
+    }
+}
+
+fn guarded<T>(work: impl FnOnce() -> Result<T, CallError>) -> Result<T, RunnerError> {
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|payload| Err(panic_error(&*payload)))
+        .map_err(to_runner_error)
 }
 
 fn construct<R: CycleRunner>(params: &Value) -> Result<R, CallError> {

@@ -6,6 +6,8 @@
 
 mod builtin;
 mod check;
+mod death;
+mod launch;
 pub mod library;
 mod load_error;
 pub mod manifest;
@@ -17,7 +19,7 @@ mod slot;
 use std::any::Any;
 use std::sync::Arc;
 
-use kairos_plugin_api::{CallError, Mandate, Report};
+use kairos_plugin_api::{CallError, Mandate, Report, State};
 
 /// What a backend needs of the host while one cycle runs, and the names of its calls. They are
 /// part of the contract, so the plugin-api owns them; the daemon implements the trait.
@@ -25,10 +27,12 @@ pub use kairos_plugin_api::context::{HostCalls, method};
 
 pub use builtin::Builtin;
 pub use check::{CheckError, CheckReport, check};
+pub use death::Death;
+pub use launch::{Isolation, Launcher, RunnerConfig};
 pub use load_error::LoadError;
 pub use plugin_store::{PluginStore, SearchPath};
 pub use rust_abi::RustAbi;
-pub use slot::{Generation, Isolation, RunnerConfig, RunnerStatus, RunnerStatusError, Runners};
+pub use slot::{Generation, RunnerStatus, RunnerStatusError, Runners};
 
 /// Who a loaded runner is.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -59,7 +63,7 @@ pub enum RunnerError {
     BadReport(String),
     /// The thread or process that ran it is gone.
     #[error("runner died: {0}")]
-    Died(String),
+    Died(Death),
 }
 
 /// One loaded runner. Implementations: a Rust plugin, a C plugin, a worker process, a builtin.
@@ -70,10 +74,27 @@ pub trait RunnerBackend: Send + Sync + 'static {
     fn run_cycle(&self, mandate: &Mandate, host: Arc<dyn HostCalls>) -> Result<Report, RunnerError>;
     /// Asks running cycles to end; the answer is theirs to give.
     fn cancel(&self) {}
+    /// Ends the cycle of this mandate for good, whatever it is doing; its `run_cycle` then returns
+    /// [`RunnerError::Died`] at once. False when that cannot be done: a thread cannot be ended.
+    fn kill(&self, mandate: &str) -> bool {
+        let _ = mandate;
+        false
+    }
     /// Proves that the runner answers at all.
     fn probe(&self) -> Result<(), RunnerError> {
         Ok(())
     }
+    /// The state for a successor, where it has any. Called between cycles.
+    fn export_state(&self) -> Result<Option<State>, RunnerError> {
+        Ok(None)
+    }
+    /// Takes a predecessor's state over.
+    fn import_state(&self, state: State) -> Result<(), RunnerError> {
+        let _ = state;
+        Ok(())
+    }
+    /// Says that no new cycle will come; running ones finish.
+    fn begin_drain(&self) {}
 }
 
 /// What a panic said.

@@ -13,7 +13,7 @@ use kairos_plugin_api::abi::{
 };
 use kairos_plugin_api::adapter::{Setup, error_from};
 use kairos_plugin_api::manifest::Manifest;
-use kairos_plugin_api::{CallError, Mandate, Report, code};
+use kairos_plugin_api::{CallError, Mandate, Report, State, code};
 use serde_json::Value;
 
 use super::library;
@@ -104,6 +104,21 @@ impl RunnerBackend for RustAbi {
 
     fn probe(&self) -> Result<(), RunnerError> {
         self.ask(|runner| runner.probe()).map(|_| ())
+    }
+
+    fn export_state(&self) -> Result<Option<State>, RunnerError> {
+        let state = self.ask(|runner| runner.export_state())?;
+        serde_json::from_slice(&state)
+            .map_err(|error| RunnerError::Call(CallError::invalid(format!("exported state: {error}"))))
+    }
+
+    fn import_state(&self, state: State) -> Result<(), RunnerError> {
+        let state = serde_json::to_vec(&state).map_err(|error| RunnerError::Call(error.into()))?;
+        self.ask(|runner| runner.import_state(RSlice::from_slice(&state))).map(|_| ())
+    }
+
+    fn begin_drain(&self) {
+        self.instance().begin_drain();
     }
 }
 

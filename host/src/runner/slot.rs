@@ -11,71 +11,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
-use kairos_plugin_api::adapter::Setup;
-use kairos_plugin_api::{CallError, Mandate, Report};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use kairos_plugin_api::{Mandate, Report, State};
+use serde::Serialize;
 use tokio::sync::oneshot;
 
+use super::launch::{Launcher, RunnerConfig};
 use super::load_error::LoadError;
 use super::manifest::PluginFile;
-use super::plugin_store::{PluginStore, SearchPath};
 use super::pool::Pool;
-use super::rust_abi::RustAbi;
-use super::{HostCalls, RunnerBackend, RunnerError, RunnerIdentity, library, panic_text};
-
-/// How far a runner is kept apart from the daemon.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Isolation {
-    /// On a thread of the daemon: trusted, a crash is the daemon's.
-    InProcess,
-    /// In a worker process.
-    Process,
-    /// In a worker process that confines itself.
-    Sandbox,
-}
-
-impl fmt::Display for Isolation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::InProcess => "in_process",
-            Self::Process => "process",
-            Self::Sandbox => "sandbox",
-        })
-    }
-}
-
-/// One entry of `runners` in the configuration.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RunnerConfig {
-    /// Its key.
-    pub name: String,
-    /// A plugin's name, or a path (with a slash).
-    pub plugin: String,
-    /// As asked for; absent means the best this build has. An isolation that was asked for and
-    /// is not there is refused, never downgraded.
-    pub isolation: Option<Isolation>,
-    /// How long a cycle may take.
-    pub deadline: Option<Duration>,
-    /// The runner's own section, an object or null.
-    pub params: Value,
-}
-
-impl RunnerConfig {
-    /// A runner with nothing but a plugin.
-    #[must_use]
-    pub fn new(name: impl Into<String>, plugin: impl Into<String>) -> Self {
-        Self {
-            name: name.into(),
-            plugin: plugin.into(),
-            isolation: None,
-            deadline: None,
-            params: Value::Null,
-        }
-    }
-}
+use super::{Death, HostCalls, RunnerBackend, RunnerError, RunnerIdentity, library, panic_text};
 
 /// One loaded version of a runner. Cycles hold it; it is dropped when the last one is done.
 pub struct Generation {
@@ -132,7 +76,7 @@ impl Generation {
         match self.pool.thread() {
             // A caller that no longer listens has decided the cycle's fate already.
             Ok(thread) => thread.run(cycle, |outcome| drop(send.send(outcome))),
-            Err(error) => drop(send.send(Err(RunnerError::Died(format!("no thread for it: {error}"))))),
+            Err(error) => drop(send.send(Err(no_thread(&error)))),
         }
         receive
     }
@@ -140,6 +84,33 @@ impl Generation {
     /// Nudges running cycles to look at `should_stop`.
     pub fn cancel(&self) {
         self.backend.cancel();
+    }
+
+    /// Ends the cycle of this mandate for good. False when it runs on a thread, which cannot be ended.
+    #[must_use]
+    pub fn kill(&self, mandate: &str) -> bool {
+        self.backend.kill(mandate)
+    }
+
+    /// Says that no new cycle will come.
+    pub fn begin_drain(&self) {
+        self.backend.begin_drain();
+    }
+
+    /// The state for a successor. Blocks on foreign code.
+    ///
+    /// # Errors
+    /// The runner's.
+    pub fn export_state(&self) -> Result<Option<State>, RunnerError> {
+        self.backend.export_state()
+    }
+
+    /// Hands a predecessor's state over. Blocks on foreign code.
+    ///
+    /// # Errors
+    /// The runner's.
+    pub fn import_state(&self, state: State) -> Result<(), RunnerError> {
+        self.backend.import_state(state)
     }
 
     /// Asks the runner whether it could work. Blocks on foreign code.
@@ -183,22 +154,21 @@ struct Slot {
 
 /// All runners of a daemon. Shared; every method may be called from any thread.
 pub struct Runners {
-    search: SearchPath,
-    store: PluginStore,
+    launcher: Launcher,
     slots: RwLock<BTreeMap<String, Slot>>,
 }
 
 impl Runners {
     /// A registry without runners.
     #[must_use]
-    pub fn new(search: SearchPath, store: PluginStore) -> Self {
-        Self { search, store, slots: RwLock::new(BTreeMap::new()) }
+    pub fn new(launcher: Launcher) -> Self {
+        Self { launcher, slots: RwLock::new(BTreeMap::new()) }
     }
 
     /// A registry with these runners. One that cannot be loaded is there with its reason.
     #[must_use]
-    pub fn load(configs: Vec<RunnerConfig>, search: SearchPath, store: PluginStore) -> Self {
-        let runners = Self::new(search, store);
+    pub fn load(configs: Vec<RunnerConfig>, launcher: Launcher) -> Self {
+        let runners = Self::new(launcher);
         runners.configure(configs);
         runners
     }
@@ -272,7 +242,7 @@ impl Runners {
             (slot.config.clone(), Arc::clone(&slot.pool))
         };
         let config = config.ok_or_else(|| LoadError::GenerationGone(sha256.to_owned()))?;
-        let plugin = self.store.open(sha256)?;
+        let plugin = self.launcher.open(sha256)?;
         let loaded = Arc::new(self.load_file(&config, &pool, &plugin)?);
         match self.write().get_mut(name) {
             // Of two threads that loaded it at once, both serve; the image is the same.
@@ -334,10 +304,8 @@ impl Runners {
     }
 
     fn load_current(&self, config: &RunnerConfig, pool: &Arc<Pool>) -> Result<Arc<Generation>, LoadError> {
-        let loaded = self.search.find(&config.plugin).and_then(|path| {
-            check_isolation(config)?;
-            self.load_file(config, pool, &PluginFile::open(&path)?)
-        });
+        let loaded =
+            self.launcher.find(&config.plugin).and_then(|plugin| self.load_file(config, pool, &plugin));
         match &loaded {
             Ok(generation) => {
                 let identity = &generation.identity;
@@ -358,18 +326,8 @@ impl Runners {
         pool: &Arc<Pool>,
         plugin: &PluginFile,
     ) -> Result<Generation, LoadError> {
-        check_isolation(config)?;
-        // Before a copy is kept: what cannot be mapped here need not be in the store.
-        library::check_manifest(&plugin.manifest)?;
-        let path = self.store.keep(plugin)?;
-        let params = if config.params.is_null() {
-            Value::Object(serde_json::Map::new())
-        } else {
-            config.params.clone()
-        };
-        let home = Arc::new(Home { runner: config.name.clone() });
-        let backend = RustAbi::load(&path, &plugin.sha256, &plugin.manifest, &Setup::new(params), home)?;
-        Ok(Generation::new(Arc::new(backend), Arc::clone(pool), config.deadline))
+        let backend = self.launcher.launch(config, plugin)?;
+        Ok(Generation::new(backend, Arc::clone(pool), config.deadline))
     }
 
     fn read(&self) -> RwLockReadGuard<'_, BTreeMap<String, Slot>> {
@@ -381,38 +339,6 @@ impl Runners {
     }
 }
 
-fn check_isolation(config: &RunnerConfig) -> Result<(), LoadError> {
-    match config.isolation {
-        None | Some(Isolation::InProcess) => Ok(()),
-        Some(other) => Err(LoadError::IsolationUnavailable(other)),
-    }
-}
-
-/// The host outside of cycles: there is a log and nothing else.
-struct Home {
-    runner: String,
-}
-
-impl HostCalls for Home {
-    fn call(&self, method: &str, _: &[u8]) -> Result<Vec<u8>, CallError> {
-        Err(CallError::invalid(format!("{method} is for a running cycle")))
-    }
-
-    fn should_stop(&self) -> bool {
-        false
-    }
-
-    fn deadline(&self) -> Option<DateTime<Utc>> {
-        None
-    }
-
-    fn log(&self, level: tracing::Level, target: &str, message: &str, fields: &Value) {
-        let runner = &self.runner;
-        match level {
-            tracing::Level::ERROR => tracing::error!(runner, target, message, %fields, "runner_log"),
-            tracing::Level::WARN => tracing::warn!(runner, target, message, %fields, "runner_log"),
-            tracing::Level::INFO => tracing::info!(runner, target, message, %fields, "runner_log"),
-            _ => tracing::debug!(runner, target, message, %fields, "runner_log"),
-        }
-    }
+fn no_thread(error: &std::io::Error) -> RunnerError {
+    RunnerError::Died(Death::without_process(format!("no thread for it: {error}")))
 }

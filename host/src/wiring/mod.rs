@@ -28,7 +28,7 @@ use crate::daemon::engine::{self, Engine};
 use crate::daemon::heartbeat::{self, Heartbeat};
 use crate::daemon::mailbox::{self, Phase};
 use crate::daemon::wallet::Wallet;
-use crate::runner::{PluginStore, Runners, SearchPath};
+use crate::runner::{Launcher, PluginStore, Runners, SearchPath};
 use crate::store::{self, CommitSink, Limits, OpenOptions, RecoverRequest, SqliteStore, Store};
 use crate::sys::clock::{Clock, SystemClock};
 use crate::sys::entropy::{Entropy, SystemEntropy};
@@ -304,7 +304,10 @@ async fn take_in(chronos: &Chronos, mut set: ScheduleSet) -> Result<(), WireErro
 /// A registry that knows no plugin and looks for none.
 fn no_plugins() -> Runners {
     let nowhere = PathBuf::from("/nonexistent/kairos");
-    Runners::new(SearchPath::new(&nowhere, None, None), PluginStore::new(nowhere.join("plugins")))
+    Runners::new(Launcher::in_process(
+        SearchPath::new(&nowhere, None, None),
+        PluginStore::new(nowhere.join("plugins")),
+    ))
 }
 
 /// A broker without language models and tools: a cycle runner of this program makes its own calls.

@@ -146,6 +146,7 @@ fn stopped(seen: &Seen) -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runner::Death;
     use crate::store::{self, BudgetBlock};
     use kairos_plugin_api::CallError;
 
@@ -224,7 +225,13 @@ mod tests {
             (failed(code::STOPPED), NONE, None, E::Error, Some("stopped")),
             (Outcome::Failed(RunnerError::Panic("x".into())), NONE, None, E::Error, Some("panic")),
             (Outcome::Failed(RunnerError::BadReport("x".into())), NONE, None, E::Error, Some("bad_report")),
-            (Outcome::Failed(RunnerError::Died("x".into())), NONE, None, E::Error, Some("runner_died")),
+            (
+                Outcome::Failed(RunnerError::Died(Death::without_process("x"))),
+                NONE,
+                None,
+                E::Error,
+                Some("runner_died"),
+            ),
             (Outcome::Abandoned, DEADLINE, None, E::Error, Some("deadline")),
             (Outcome::Abandoned, SHUTDOWN, None, E::Interrupted, None),
             (Outcome::Abandoned, CANCEL, None, E::Cancelled, None),

@@ -17,7 +17,7 @@ use super::slots::{HoldKind, Running, Stuck};
 use super::{Inner, OnLogError};
 use crate::broker::Settling;
 use crate::domain::mandate::{CycleEnd, MandateState};
-use crate::runner::{Generation, RunnerError};
+use crate::runner::{Death, Generation, RunnerError};
 use crate::store::{self, ClaimedCycle, FinishRequest, Finished, Pending};
 
 /// Time between two tries to record an end that the store refuses for want of space.
@@ -283,7 +283,7 @@ impl Inner {
                 answer = &mut answer => return match answer {
                     Ok(Ok(report)) => Outcome::Report(report),
                     Ok(Err(error)) => Outcome::Failed(error),
-                    Err(_) => Outcome::Failed(RunnerError::Died("its thread ended without an answer".into())),
+                    Err(_) => Outcome::Failed(RunnerError::Died(Death::without_process("its thread ended without an answer"))),
                 },
                 Ok(()) = stops.changed() => {}
                 () = sleep => match give_up {

@@ -1,0 +1,37 @@
+//! How the thread or process under a cycle ended, in the words an operator needs: by what
+//! signal, with which code, in which phase.
+
+use std::fmt;
+
+/// The end of a runner in the middle of a cycle.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Death {
+    /// What happened, for people: `it closed its connection`, `no thread for it: ...`.
+    pub how: String,
+    /// The signal that ended the process.
+    pub signal: Option<i32>,
+    /// Its exit code, when no signal did.
+    pub exit_code: Option<i32>,
+    /// The phase that the cycle had last said it was in.
+    pub phase: Option<String>,
+    /// True when the host ended it: after a deadline or a stop and its grace.
+    pub by_host: bool,
+}
+
+impl Death {
+    /// An end without a process: of a thread, or before there was a process.
+    #[must_use]
+    pub fn without_process(how: impl Into<String>) -> Self {
+        Self { how: how.into(), ..Self::default() }
+    }
+}
+
+impl fmt::Display for Death {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.how)?;
+        if let Some(phase) = &self.phase {
+            write!(f, ", in phase {phase}")?;
+        }
+        Ok(())
+    }
+}

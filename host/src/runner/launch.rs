@@ -1,0 +1,165 @@
+//! From a configured runner and its file to something that runs cycles: which isolation, which
+//! ABI. The only place that chooses a backend; an isolation that is not available is refused,
+//! never downgraded.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use kairos_plugin_api::CallError;
+use kairos_plugin_api::adapter::Setup;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::load_error::LoadError;
+use super::manifest::PluginFile;
+use super::plugin_store::{PluginStore, SearchPath};
+use super::rust_abi::RustAbi;
+use super::{HostCalls, RunnerBackend, library};
+
+/// How far a runner is kept apart from the daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Isolation {
+    /// On a thread of the daemon: trusted, a crash is the daemon's.
+    InProcess,
+    /// In a worker process.
+    Process,
+    /// In a worker process that confines itself.
+    Sandbox,
+}
+
+impl fmt::Display for Isolation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::InProcess => "in_process",
+            Self::Process => "process",
+            Self::Sandbox => "sandbox",
+        })
+    }
+}
+
+/// One entry of `runners` in the configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunnerConfig {
+    /// Its key.
+    pub name: String,
+    /// A plugin's name, or a path (with a slash).
+    pub plugin: String,
+    /// As asked for; absent means the best this build has. An isolation that was asked for and
+    /// is not there is refused, never downgraded.
+    pub isolation: Option<Isolation>,
+    /// How long a cycle may take.
+    pub deadline: Option<Duration>,
+    /// The runner's own section, an object or null.
+    pub params: Value,
+}
+
+impl RunnerConfig {
+    /// A runner with nothing but a plugin.
+    #[must_use]
+    pub fn new(name: impl Into<String>, plugin: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            plugin: plugin.into(),
+            isolation: None,
+            deadline: None,
+            params: Value::Null,
+        }
+    }
+}
+
+/// Finds plugins, keeps them, and starts backends on them. Shared; any thread.
+pub struct Launcher {
+    search: SearchPath,
+    store: PluginStore,
+}
+
+impl Launcher {
+    /// A launcher without worker processes: everything runs in this one.
+    #[must_use]
+    pub fn in_process(search: SearchPath, store: PluginStore) -> Self {
+        Self { search, store }
+    }
+
+    /// The file that a `plugin` key means, read and checked as far as that goes without running it.
+    ///
+    /// # Errors
+    /// What is there instead of a plugin.
+    pub fn find(&self, plugin: &str) -> Result<PluginFile, LoadError> {
+        PluginFile::open(&self.search.find(plugin)?)
+    }
+
+    /// The kept file of that sha256.
+    ///
+    /// # Errors
+    /// `generation_gone`.
+    pub fn open(&self, sha256: &str) -> Result<PluginFile, LoadError> {
+        self.store.open(sha256)
+    }
+
+    /// Starts a backend on a plugin, in the isolation that the operator chose.
+    ///
+    /// # Errors
+    /// Why it cannot serve.
+    pub fn launch(
+        &self,
+        config: &RunnerConfig,
+        plugin: &PluginFile,
+    ) -> Result<Arc<dyn RunnerBackend>, LoadError> {
+        match config.isolation {
+            None | Some(Isolation::InProcess) => self.launch_in_process(config, plugin),
+            Some(other) => Err(LoadError::IsolationUnavailable(other)),
+        }
+    }
+
+    fn launch_in_process(
+        &self,
+        config: &RunnerConfig,
+        plugin: &PluginFile,
+    ) -> Result<Arc<dyn RunnerBackend>, LoadError> {
+        // Before a copy is kept: what cannot be mapped here need not be in the store.
+        library::check_manifest(&plugin.manifest)?;
+        let path = self.store.keep(plugin)?;
+        let home = Arc::new(Home { runner: config.name.clone() });
+        let backend = RustAbi::load(&path, &plugin.sha256, &plugin.manifest, &setup(config), home)?;
+        Ok(Arc::new(backend))
+    }
+}
+
+/// What an instance of this runner is made from.
+fn setup(config: &RunnerConfig) -> Setup {
+    let params =
+        if config.params.is_null() { Value::Object(serde_json::Map::new()) } else { config.params.clone() };
+    Setup::new(params)
+}
+
+/// The host outside of cycles: there is a log and nothing else.
+struct Home {
+    runner: String,
+}
+
+impl HostCalls for Home {
+    fn call(&self, method: &str, _: &[u8]) -> Result<Vec<u8>, CallError> {
+        Err(CallError::invalid(format!("{method} is for a running cycle")))
+    }
+
+    fn should_stop(&self) -> bool {
+        false
+    }
+
+    fn deadline(&self) -> Option<DateTime<Utc>> {
+        None
+    }
+
+    fn log(&self, level: tracing::Level, target: &str, message: &str, fields: &Value) {
+        let runner = &self.runner;
+        match level {
+            tracing::Level::ERROR => tracing::error!(runner, target, message, %fields, "runner_log"),
+            tracing::Level::WARN => tracing::warn!(runner, target, message, %fields, "runner_log"),
+            tracing::Level::INFO => tracing::info!(runner, target, message, %fields, "runner_log"),
+            _ => tracing::debug!(runner, target, message, %fields, "runner_log"),
+        }
+    }
+}
