@@ -3,12 +3,14 @@
 //! never downgraded.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use kairos_plugin_api::CallError;
 use kairos_plugin_api::adapter::Setup;
+use kairos_plugin_api::manifest::Manifest;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -123,9 +125,24 @@ impl Launcher {
         library::check_manifest(&plugin.manifest)?;
         let path = self.store.keep(plugin)?;
         let home = Arc::new(Home { runner: config.name.clone() });
-        let backend = RustAbi::load(&path, &plugin.sha256, &plugin.manifest, &setup(config), home)?;
-        Ok(Arc::new(backend))
+        map(&path, &plugin.sha256, &plugin.manifest, &setup(config), home).map(Arc::from)
     }
+}
+
+/// Maps the plugin at `path`, of the store, into this process and makes an instance on it, by
+/// the ABI that its manifest names. The daemon and its workers map plugins by nothing else.
+/// `home` receives what the runner logs outside of cycles.
+///
+/// # Errors
+/// Why it cannot serve; see [`library::load`].
+pub fn map(
+    path: &Path,
+    sha256: &str,
+    manifest: &Manifest,
+    setup: &Setup,
+    home: Arc<dyn HostCalls>,
+) -> Result<Box<dyn RunnerBackend>, LoadError> {
+    Ok(Box::new(RustAbi::load(path, sha256, manifest, setup, home)?))
 }
 
 /// What an instance of this runner is made from.

@@ -28,7 +28,7 @@ pub use kairos_plugin_api::context::{HostCalls, method};
 pub use builtin::Builtin;
 pub use check::{CheckError, CheckReport, check};
 pub use death::Death;
-pub use launch::{Isolation, Launcher, RunnerConfig};
+pub use launch::{Isolation, Launcher, RunnerConfig, map};
 pub use load_error::LoadError;
 pub use plugin_store::{PluginStore, SearchPath};
 pub use rust_abi::RustAbi;
