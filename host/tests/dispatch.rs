@@ -676,6 +676,16 @@ async fn drain_does_not_wait_for_a_store_that_refuses_for_longer_than_it_was_tol
 }
 
 #[tokio::test]
+async fn cycle_whose_mandate_was_decided_about_meanwhile_does_not_spoil_the_drain() {
+    let house = Built::new(ok).open().await;
+    house.veil.refuse("finish", store::Error::Conflict("it is review at cycle 1".into()));
+    house.add("m").await;
+    until("the end", || house.dispatch.last_cycle_at().is_some()).await;
+    let drained = house.dispatch.drain(PATIENCE).await;
+    assert_eq!((drained.interrupted, drained.unrecorded), (vec![], Vec::<String>::new()));
+}
+
+#[tokio::test]
 async fn failed_sync_ends_the_daemon_and_nothing_more_is_claimed() {
     let house = Built::new(ok).open().await;
     let mut fatal = house.dispatch.fatal();

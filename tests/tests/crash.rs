@@ -106,16 +106,15 @@ fn live_and_die(root: &Root, chance: &SeededEntropy, round: u64, expected: &mut 
     daemon.kill()
 }
 
-/// No schedules any more: what is queued and open comes to its end.
-fn settle(root: &Root) -> Result<()> {
+/// No schedules any more: what is queued and open comes to its end. Gives the exit code.
+fn settle(root: &Root) -> Result<i32> {
     root.write("config/schedules.yml", "schedules: []\n");
     let mut daemon = root.start()?;
     root.wait_for("every mandate's end", || {
         let list = root.cli(&["mandate", "list", "--json", "--state", "queued,running,paused_budget"]);
         (list.code == 0 && list.stdout.trim() == "[]").then_some(())
     })?;
-    assert_eq!(daemon.stop()?, 0, "{}", daemon.stderr());
-    Ok(())
+    daemon.stop()
 }
 
 fn root() -> Root {
@@ -134,7 +133,7 @@ fn killed_at_random_moments_nothing_is_lost_or_counted_twice() -> Result<()> {
     for round in 0..kills {
         live_and_die(&root, &chance, round, &mut expected)?;
     }
-    settle(&root)?;
+    assert_eq!(settle(&root)?, 0);
     let found = audit(&root.file(""), &expected)?;
     assert!(found.is_empty(), "seed {seed}: {} faults:\n{}", found.len(), found.join("\n"));
     let verified = root.json(&["wal", "verify"]);
@@ -172,9 +171,10 @@ fn a_store_that_forgets_commits_is_flagged() -> Result<()> {
         }
     }
     daemon = root.start()?;
-    for request in 0..20 {
-        expected.acknowledged.extend(ask(&root, &format!("later-{request}")));
-    }
+    let forgotten: Vec<String> =
+        (0..20).filter_map(|request| ask(&root, &format!("later-{request}"))).collect();
+    assert!(!forgotten.is_empty());
+    expected.acknowledged.extend(forgotten.iter().cloned());
     daemon.kill()?;
     for file in files {
         let path = root.file(file);
@@ -186,7 +186,9 @@ fn a_store_that_forgets_commits_is_flagged() -> Result<()> {
     }
     settle(&root)?;
     let found = audit(&root.file(""), &expected)?;
-    assert!(found.iter().any(|fault| fault.contains("acknowledged and not there")), "{found:?}");
+    // One that had a log comes back from it, for a person to look at; one that had none is gone.
+    let flagged = |id: &String| found.iter().any(|fault| fault.contains(id.as_str()));
+    assert!(forgotten.iter().any(flagged), "of {forgotten:?} none is in {found:?}");
     Ok(())
 }
 
@@ -204,7 +206,7 @@ fn every_planted_fault_is_found() -> Result<()> {
         (serde_json::from_str::<Vec<Value>>(&list.stdout).ok()?.len() >= 4).then_some(())
     })?;
     assert_eq!(daemon.stop()?, 0);
-    settle(&root)?;
+    assert_eq!(settle(&root)?, 0);
     assert_eq!(audit(&root.file(""), &expected)?, Vec::<String>::new());
     let store = root.file("state/store.db");
     let sound = std::fs::read(&store)?;

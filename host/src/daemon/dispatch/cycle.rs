@@ -53,6 +53,14 @@ struct NotStarted {
     trouble: bool,
 }
 
+/// Why the end of a cycle is not in the store.
+enum Unrecorded {
+    /// The mandate has moved on without it: something else decided about it, and that is recorded.
+    Settled,
+    /// The store did not take it; the next boot finds the cycle running.
+    Lost,
+}
+
 /// What a run leaves to be recorded.
 struct Ran {
     verdict: Verdict,
@@ -119,13 +127,13 @@ impl Inner {
                 }
             });
         }
-        if recorded.is_none() {
+        if matches!(recorded, Err(Unrecorded::Lost)) {
             // Before it leaves the books, so that a drain sees it in one place or the other.
             self.table().unrecorded.push(cycle.mandate.id.clone());
         }
         drop(registered);
         match recorded {
-            Some(finished) => {
+            Ok(finished) => {
                 let ended = announce(&cycle, &ran.verdict, &finished);
                 if let Some(schedule) = &finished.auto_paused {
                     tracing::warn!(schedule, "chronos_schedule_auto_paused");
@@ -136,7 +144,7 @@ impl Inner {
                 let next = self.next_of(finished, chain);
                 (Ok(ended), next)
             }
-            None => (Err("its end could not be recorded".into()), None),
+            Err(_) => (Err("its end could not be recorded".into()), None),
         }
     }
 
@@ -331,10 +339,11 @@ impl Inner {
         }
         self.table().wanted = true;
         let (store, mandate) = (&self.parts.store, &cycle.mandate);
-        self.record(running, || {
-            store.unstart(mandate.id.clone(), mandate.cycle, mandate.attempt, not.reason.clone())
-        })
-        .await;
+        let _ = self
+            .record(running, || {
+                store.unstart(mandate.id.clone(), mandate.cycle, mandate.attempt, not.reason.clone())
+            })
+            .await;
     }
 
     async fn finish(
@@ -343,7 +352,7 @@ impl Inner {
         running: &Running,
         ran: &Ran,
         chain: bool,
-    ) -> Option<Finished> {
+    ) -> Result<Finished, Unrecorded> {
         let end = ran.verdict.end;
         // What a re-run will do again must not have landed yet.
         let lands = matches!(end, CycleEnd::Done | CycleEnd::More | CycleEnd::Checkpoint);
@@ -400,16 +409,20 @@ impl Inner {
     }
 
     /// Makes a request until the store takes it: what a cycle did must not be lost for want of
-    /// space. None when it never will, or when a drain no longer waits.
-    async fn record<T>(&self, running: &Running, request: impl Fn() -> Pending<T>) -> Option<T> {
+    /// space. Gives up when it never will, or when a drain no longer waits.
+    async fn record<T>(&self, running: &Running, request: impl Fn() -> Pending<T>) -> Result<T, Unrecorded> {
         let mut stops = running.watch();
         loop {
             match request().await {
                 Ok(answer) => {
                     self.store_works();
-                    return Some(answer);
+                    return Ok(answer);
                 }
-                Err(error) if !self.wait_out(&error, &mut stops).await => return None,
+                Err(error @ store::Error::Conflict(_)) => {
+                    self.store_fails(&error);
+                    return Err(Unrecorded::Settled);
+                }
+                Err(error) if !self.wait_out(&error, &mut stops).await => return Err(Unrecorded::Lost),
                 Err(_) => {}
             }
         }
