@@ -16,8 +16,9 @@ use serde_json::Value;
 
 use super::load_error::LoadError;
 use super::manifest::PluginFile;
-use super::plugin_store::{PluginStore, SearchPath};
+use super::plugin_store::PluginStore;
 use super::rust_abi::RustAbi;
+use super::search::SearchPath;
 use super::{HostCalls, RunnerBackend, library};
 
 /// How far a runner is kept apart from the daemon.

@@ -14,7 +14,9 @@ pub mod manifest;
 pub mod plugin_store;
 mod pool;
 mod rust_abi;
+mod search;
 mod slot;
+pub mod trust;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -30,8 +32,9 @@ pub use check::{CheckError, CheckReport, check};
 pub use death::Death;
 pub use launch::{Isolation, Launcher, RunnerConfig, map};
 pub use load_error::LoadError;
-pub use plugin_store::{PluginStore, SearchPath};
+pub use plugin_store::PluginStore;
 pub use rust_abi::RustAbi;
+pub use search::SearchPath;
 pub use slot::{Generation, RunnerStatus, RunnerStatusError, Runners};
 
 /// Who a loaded runner is.
