@@ -14,6 +14,7 @@ use kairos_plugin_api::manifest::Manifest;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::c_abi::CAbi;
 use super::load_error::LoadError;
 use super::manifest::PluginFile;
 use super::plugin_store::PluginStore;
@@ -143,7 +144,11 @@ pub fn map(
     setup: &Setup,
     home: Arc<dyn HostCalls>,
 ) -> Result<Box<dyn RunnerBackend>, LoadError> {
-    Ok(Box::new(RustAbi::load(path, sha256, manifest, setup, home)?))
+    Ok(if manifest.abi == "c" {
+        Box::new(CAbi::load(path, sha256, manifest, setup, home)?)
+    } else {
+        Box::new(RustAbi::load(path, sha256, manifest, setup, home)?)
+    })
 }
 
 /// What an instance of this runner is made from.

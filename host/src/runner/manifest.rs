@@ -107,6 +107,8 @@ pub fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
 /// `not_elf`, `wrong_arch`, `truncated`, `no_manifest`, `bad_manifest`.
 pub fn manifest_of(bytes: &[u8]) -> Result<Manifest, LoadError> {
     let section = section_of(bytes)?;
+    // In C a text ends with a zero.
+    let section = section.strip_suffix(b"\0").unwrap_or(section);
     if section.len() > MAX_MANIFEST {
         return Err(LoadError::BadManifest(format!("{} bytes are too many", section.len())));
     }

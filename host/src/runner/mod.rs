@@ -5,6 +5,7 @@
 //! No store transaction or lock is held across a call.
 
 mod builtin;
+mod c_abi;
 mod check;
 mod death;
 mod launch;
@@ -28,6 +29,7 @@ use kairos_plugin_api::{CallError, Mandate, Report, State};
 pub use kairos_plugin_api::context::{HostCalls, method};
 
 pub use builtin::Builtin;
+pub use c_abi::CAbi;
 pub use check::{CheckError, CheckReport, check};
 pub use death::Death;
 pub use launch::{Isolation, Launcher, RunnerConfig, map};
