@@ -10,7 +10,6 @@
 
 pub mod abi;
 pub mod adapter;
-pub mod c_abi;
 pub mod context;
 pub mod effect;
 pub mod error;

@@ -6,7 +6,6 @@
 #![allow(clippy::disallowed_methods, reason = "a test harness reads the real clock and writes plain files")]
 
 pub mod audit;
-pub mod c_plugin;
 pub mod rig;
 
 use std::fs;

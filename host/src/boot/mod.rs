@@ -6,11 +6,11 @@ mod background;
 mod brokers;
 mod office;
 mod once;
-pub mod plugins;
 mod providers;
 pub mod settings;
 mod takeover;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -37,7 +37,7 @@ use crate::daemon::vitals::Vitals;
 use crate::daemon::wallet::Wallet;
 use crate::daemon::work::Hands;
 use crate::exit::{Failure, code};
-use crate::runner::{Isolation, Launcher, RunnerConfig, Runners};
+use crate::runner::{Isolation, Launcher, PluginStore, RunnerConfig, Runners, SearchPath, WorkerFactory};
 use crate::store::{
     CommitSink, Limits, OpenOptions, RecoverRequest, Recovered, SqliteStore, Store, maintenance,
 };
@@ -378,12 +378,20 @@ fn broker(
     }))
 }
 
+/// The program of worker processes: this very image, also when an upgrade has put another one in
+/// its place on disk. The two would not speak the same frames.
+const WORKER_PROGRAM: &str = "/proc/self/exe";
+
 async fn runners(settings: &Settings, env: &Env, daemon: bool) -> anyhow::Result<Runners> {
-    let search = plugins::search(&settings.paths, env);
-    let launcher = Launcher::in_process(search, plugins::store(&settings.paths));
+    let exe_dir = std::env::current_exe().ok().and_then(|exe| exe.parent().map(PathBuf::from));
+    let home = env.dir("HOME").map(|home| home.join(".local/share"));
+    let data = env.dir("XDG_DATA_HOME").or(home);
+    let search = SearchPath::new(&settings.paths.root, exe_dir.as_deref(), data.as_deref());
+    let store = PluginStore::new(&settings.paths.plugin_store);
     if !daemon {
-        return Ok(Runners::new(launcher));
+        return Ok(Runners::new(Launcher::in_process(search, store)));
     }
+    let launcher = Launcher::with_workers(search, store, WorkerFactory::new(WORKER_PROGRAM)?);
     let configs = runner_configs(&settings.config);
     // Mapping a file and running its constructors is no work for an async thread.
     Ok(tokio::task::spawn_blocking(move || Runners::load(configs, launcher)).await?)

@@ -35,3 +35,42 @@ impl fmt::Display for Death {
         Ok(())
     }
 }
+
+/// How a process ended, in one line: `worker killed by signal 11 (SIGSEGV)`.
+#[must_use]
+pub fn describe(signal: Option<i32>, exit_code: Option<i32>) -> String {
+    match (signal, exit_code) {
+        (Some(signal), _) => match signal_name(signal) {
+            Some(name) => format!("worker killed by signal {signal} ({name})"),
+            None => format!("worker killed by signal {signal}"),
+        },
+        (None, Some(code)) => format!("worker exited with code {code}"),
+        (None, None) => "worker is gone, nobody knows how".to_owned(),
+    }
+}
+
+/// Names of the signals that end a process, as people look them up.
+#[must_use]
+pub fn signal_name(signal: i32) -> Option<&'static str> {
+    Some(match signal {
+        1 => "SIGHUP",
+        2 => "SIGINT",
+        3 => "SIGQUIT",
+        4 => "SIGILL",
+        5 => "SIGTRAP",
+        6 => "SIGABRT",
+        7 => "SIGBUS",
+        8 => "SIGFPE",
+        9 => "SIGKILL",
+        10 => "SIGUSR1",
+        11 => "SIGSEGV",
+        12 => "SIGUSR2",
+        13 => "SIGPIPE",
+        14 => "SIGALRM",
+        15 => "SIGTERM",
+        24 => "SIGXCPU",
+        25 => "SIGXFSZ",
+        31 => "SIGSYS",
+        _ => return None,
+    })
+}

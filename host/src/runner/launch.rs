@@ -14,12 +14,11 @@ use kairos_plugin_api::manifest::Manifest;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::c_abi::CAbi;
 use super::load_error::LoadError;
 use super::manifest::PluginFile;
-use super::plugin_store::PluginStore;
+use super::plugin_store::{PluginStore, SearchPath};
 use super::rust_abi::RustAbi;
-use super::search::SearchPath;
+use super::worker::{MEMORY_BYTES, WorkerFactory, WorkerSpec};
 use super::{HostCalls, RunnerBackend, library};
 
 /// How far a runner is kept apart from the daemon.
@@ -78,13 +77,28 @@ impl RunnerConfig {
 pub struct Launcher {
     search: SearchPath,
     store: PluginStore,
+    workers: Option<WorkerFactory>,
 }
 
 impl Launcher {
     /// A launcher without worker processes: everything runs in this one.
     #[must_use]
     pub fn in_process(search: SearchPath, store: PluginStore) -> Self {
-        Self { search, store }
+        Self { search, store, workers: None }
+    }
+
+    /// A launcher that runs plugins in worker processes unless it is told otherwise.
+    #[must_use]
+    pub fn with_workers(search: SearchPath, store: PluginStore, workers: WorkerFactory) -> Self {
+        Self { search, store, workers: Some(workers) }
+    }
+
+    /// Where a runner of this configuration runs: as the operator said, else as far apart as this
+    /// launcher can.
+    #[must_use]
+    pub fn effective_isolation(&self, config: &RunnerConfig) -> Isolation {
+        let best = if self.workers.is_some() { Isolation::Process } else { Isolation::InProcess };
+        config.isolation.unwrap_or(best)
     }
 
     /// The file that a `plugin` key means, read and checked as far as that goes without running it.
@@ -112,10 +126,31 @@ impl Launcher {
         config: &RunnerConfig,
         plugin: &PluginFile,
     ) -> Result<Arc<dyn RunnerBackend>, LoadError> {
-        match config.isolation {
-            None | Some(Isolation::InProcess) => self.launch_in_process(config, plugin),
-            Some(other) => Err(LoadError::IsolationUnavailable(other)),
+        match (self.effective_isolation(config), &self.workers) {
+            (Isolation::InProcess, _) => self.launch_in_process(config, plugin),
+            (Isolation::Process, Some(workers)) => self.launch_worker(config, plugin, workers),
+            (other, _) => Err(LoadError::IsolationUnavailable(other)),
         }
+    }
+
+    fn launch_worker(
+        &self,
+        config: &RunnerConfig,
+        plugin: &PluginFile,
+        workers: &WorkerFactory,
+    ) -> Result<Arc<dyn RunnerBackend>, LoadError> {
+        library::check_version(&plugin.manifest)?;
+        let spec = WorkerSpec {
+            runner: config.name.clone(),
+            path: self.store.keep(plugin)?,
+            sha256: plugin.sha256.clone(),
+            manifest: plugin.manifest.clone(),
+            setup: setup(config),
+            isolation: self.effective_isolation(config),
+            memory_bytes: MEMORY_BYTES,
+            home: Arc::new(Home { runner: config.name.clone() }),
+        };
+        Ok(Arc::new(workers.start(spec)?))
     }
 
     fn launch_in_process(
@@ -144,11 +179,7 @@ pub fn map(
     setup: &Setup,
     home: Arc<dyn HostCalls>,
 ) -> Result<Box<dyn RunnerBackend>, LoadError> {
-    Ok(if manifest.abi == "c" {
-        Box::new(CAbi::load(path, sha256, manifest, setup, home)?)
-    } else {
-        Box::new(RustAbi::load(path, sha256, manifest, setup, home)?)
-    })
+    Ok(Box::new(RustAbi::load(path, sha256, manifest, setup, home)?))
 }
 
 /// What an instance of this runner is made from.

@@ -1,6 +1,7 @@
 //! Why a file is no runner, or not one that can be had now: one kind and one stable code each.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use kairos_plugin_api::CallError;
 
@@ -79,9 +80,6 @@ pub enum LoadError {
     /// A manifest, but no runner: the root symbol is missing.
     #[error("exports no runner")]
     NotARunner,
-    /// A C entry whose table of functions cannot be used.
-    #[error("its table of functions cannot be used: {0}")]
-    BadTable(String),
     /// The types differ from those of this host. Three lines.
     #[error("{0}")]
     LayoutMismatch(String),
@@ -106,6 +104,23 @@ pub enum LoadError {
     /// Asked for an isolation that this build does not have.
     #[error("isolation {0} is not available; use in_process, or leave the key out")]
     IsolationUnavailable(Isolation),
+    /// Its process died while it was loaded: a constructor that crashes, mostly.
+    #[error("crashed while it was loaded: {0}")]
+    Crashed(String),
+    /// Its process did not answer in time.
+    #[error("was not loaded within {} s; its constructor hangs", .0.as_secs())]
+    LoadTimeout(Duration),
+    /// No worker process can be had.
+    #[error("no worker process: {0}")]
+    NoWorker(String),
+    /// What a worker found, under the code that it has here too.
+    #[error("{message}")]
+    InWorker {
+        /// The stable word.
+        code: &'static str,
+        /// For people.
+        message: String,
+    },
     /// No runner of that name is configured.
     #[error("no runner named {0:?} is configured")]
     UnknownRunner(String),
@@ -130,7 +145,31 @@ impl From<CallError> for CallErrorText {
     }
 }
 
+/// Codes that a worker can find; the words are those of [`LoadError::code`].
+const WORKER_CODES: [&str; 12] = [
+    "bad_manifest",
+    "io",
+    "layout_mismatch",
+    "load_failed",
+    "no_layout",
+    "no_manifest",
+    "not_a_runner",
+    "panic_in_load",
+    "panic_in_new",
+    "sandbox",
+    "setup_refused",
+    "wrong_major",
+];
+
 impl LoadError {
+    /// What a worker answered, under the same code. A word that is not known counts as a refusal
+    /// of the loader.
+    #[must_use]
+    pub fn from_worker(code: &str, message: String) -> Self {
+        let known = WORKER_CODES.into_iter().find(|known| *known == code);
+        Self::InWorker { code: known.unwrap_or("load_failed"), message }
+    }
+
     /// The stable word for it.
     #[must_use]
     pub fn code(&self) -> &'static str {
@@ -147,7 +186,6 @@ impl LoadError {
             Self::BadManifest(_) => "bad_manifest",
             Self::WrongMajor { .. } => "wrong_major",
             Self::NotARunner => "not_a_runner",
-            Self::BadTable(_) => "bad_table",
             Self::LayoutMismatch(_) => "layout_mismatch",
             Self::NoLayout => "no_layout",
             Self::LoadFailed(_) => "load_failed",
@@ -155,6 +193,10 @@ impl LoadError {
             Self::PanicAbort => "panic_abort",
             Self::PanicInNew(_) => "panic_in_new",
             Self::SetupRefused(_) => "setup_refused",
+            Self::Crashed(_) => "crashed",
+            Self::LoadTimeout(_) => "load_timeout",
+            Self::NoWorker(_) => "no_worker",
+            Self::InWorker { code, .. } => code,
             Self::IsolationUnavailable(_) => "isolation_unavailable",
             Self::UnknownRunner(_) => "unknown_runner",
             Self::GenerationGone(_) => "generation_gone",

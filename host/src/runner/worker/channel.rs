@@ -1,0 +1,97 @@
+//! The daemon's end of a worker's socket: whole frames, and never a wait without a look at the
+//! process behind it.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+
+use super::frame::{Decoder, Frame, FrameError};
+use crate::sys::clock::{Clock, SystemClock};
+
+/// Read at once; larger frames take several.
+const CHUNK: usize = 64 << 10;
+
+/// Why no frame came or went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// The other end is closed.
+    Closed,
+    /// The process has ended.
+    Ended,
+    /// It broke the rules.
+    Broken(FrameError),
+    /// It did not answer in time.
+    Late,
+}
+
+/// The socket, in frames.
+pub struct Channel {
+    socket: OwnedFd,
+    decoder: Decoder,
+    chunk: Box<[u8]>,
+    clock: SystemClock,
+}
+
+impl Channel {
+    /// Frames over `socket`.
+    pub fn new(socket: OwnedFd, clock: SystemClock) -> Self {
+        Self { socket, decoder: Decoder::default(), chunk: vec![0; CHUNK].into(), clock }
+    }
+
+    /// Writes a frame's bytes. A worker that does not read is waited for while it lives.
+    pub fn send(&self, mut bytes: &[u8], process: impl AsFd, until: Option<Duration>) -> Result<(), Trouble> {
+        loop {
+            match send(&self.socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+                Ok(sent) if sent == bytes.len() => return Ok(()),
+                Ok(sent) => bytes = &bytes[sent..],
+                Err(Errno::AGAIN) => self.wait(PollFlags::OUT, &process, until)?,
+                Err(Errno::INTR) => {}
+                // There may be frames to read that say why.
+                Err(_) => return Err(Trouble::Closed),
+            }
+        }
+    }
+
+    /// The next frame. What the process wrote before it died is still given.
+    pub fn receive(&mut self, process: impl AsFd, until: Option<Duration>) -> Result<Frame, Trouble> {
+        let mut ended = false;
+        loop {
+            if let Some(frame) = self.decoder.take().map_err(Trouble::Broken)? {
+                return Ok(frame);
+            }
+            if !ended {
+                match self.wait(PollFlags::IN, &process, until) {
+                    Ok(()) => {}
+                    Err(Trouble::Ended) => ended = true,
+                    Err(other) => return Err(other),
+                }
+            }
+            match recv(&self.socket, &mut *self.chunk, RecvFlags::DONTWAIT) {
+                Ok((_, 0)) if self.decoder.is_empty() => return Err(Trouble::Closed),
+                Ok((_, 0)) => return Err(Trouble::Broken(FrameError::Cut)),
+                Ok((_, came)) => self.decoder.feed(&self.chunk[..came]),
+                Err(Errno::AGAIN) if ended => return Err(Trouble::Ended),
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(_) => return Err(Trouble::Closed),
+            }
+        }
+    }
+
+    /// Waits until the socket is ready, the process has ended, or the time is over.
+    fn wait(&self, ready: PollFlags, process: &impl AsFd, until: Option<Duration>) -> Result<(), Trouble> {
+        let mut fds = [PollFd::new(&self.socket, ready), PollFd::new(process, PollFlags::IN)];
+        let left = until.map(|until| until.saturating_sub(self.clock.monotonic()));
+        let timeout = left.map(|left| Timespec::try_from(left).expect("no wait lasts for ages"));
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(0) => Err(Trouble::Late),
+            Ok(_) if !fds[0].revents().is_empty() => Ok(()),
+            Ok(_) => Err(Trouble::Ended),
+            Err(Errno::INTR) => Ok(()),
+            // Out of memory: nothing can be said of the worker any more.
+            Err(_) => Err(Trouble::Closed),
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! A runner in worker processes, as a [`RunnerBackend`].
+//!
+//! A worker runs one cycle at a time; as many as run at once have a process each, and idle ones
+//! are kept for the next. The thread that asks for a cycle reads the worker's frames and answers
+//! its calls itself: nothing hops between threads on the way. The daemon never trusts what
+//! comes: a frame that does not belong there ends that worker and nothing else.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kairos_plugin_api::{CallError, Mandate, Report, State, code};
+
+use super::channel::Trouble;
+use super::factory::{WorkerFactory, WorkerSpec};
+use super::frame::{Frame, FrameError, Kind, encode, split_call};
+use super::process::{Handle, Process};
+use super::protocol::{LogLine, error_from_wire};
+use crate::runner::load_error::LoadError;
+use crate::runner::{Death, HostCalls, Isolation, RunnerBackend, RunnerError, RunnerIdentity, method};
+
+/// Idle processes kept; the others of a burst end. As many as idle threads are kept.
+const MAX_IDLE: usize = 16;
+
+/// Time for an answer outside of cycles. Cycles have their deadline.
+const SERVICE_TIME: Duration = Duration::from_secs(20);
+
+/// The `deadline` of a cycle that has all the time.
+pub(super) const NO_DEADLINE: i64 = i64::MAX;
+
+/// A runner in processes of its own.
+pub struct Worker {
+    factory: WorkerFactory,
+    spec: WorkerSpec,
+    identity: RunnerIdentity,
+    idle: Mutex<Vec<Idle>>,
+    running: Mutex<BTreeMap<u64, Running>>,
+    next: AtomicU64,
+    /// What a predecessor handed over, for every process that is made from now on.
+    inherited: Mutex<Option<State>>,
+}
+
+/// A process that waits for a cycle.
+struct Idle {
+    process: Process,
+    /// Whose cycles it has run; none yet, or it makes no difference.
+    owner: Option<String>,
+}
+
+struct Running {
+    mandate: String,
+    handle: Arc<Handle>,
+}
+
+/// Takes a cycle's process out of the books, however the cycle ends.
+struct Registered<'a>(&'a Worker, u64);
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        self.0.running().remove(&self.1);
+    }
+}
+
+impl Worker {
+    pub(super) fn new(
+        factory: WorkerFactory,
+        spec: WorkerSpec,
+        identity: RunnerIdentity,
+        process: Process,
+    ) -> Self {
+        Self {
+            factory,
+            spec,
+            identity,
+            idle: Mutex::new(vec![Idle { process, owner: None }]),
+            running: Mutex::default(),
+            next: AtomicU64::new(0),
+            inherited: Mutex::default(),
+        }
+    }
+
+    /// In which isolation its processes run.
+    #[must_use]
+    pub fn isolation(&self) -> Isolation {
+        self.spec.isolation
+    }
+
+    /// An idle process that may serve `owner`, or a fresh one. `register` hears of it before it is
+    /// loaded, so that a load that hangs can be ended as well.
+    fn process(
+        &self,
+        owner: Option<&str>,
+        register: impl FnOnce(&Arc<Handle>),
+    ) -> Result<Process, RunnerError> {
+        while let Some(idle) = self.take_idle(owner) {
+            if idle.process.handle.has_ended() {
+                // It died with nothing to do: a thread of its own, or somebody's kill.
+                self.announce(&idle.process.bury(&Trouble::Ended, None));
+                continue;
+            }
+            register(&idle.process.handle);
+            return Ok(idle.process);
+        }
+        let mut process = self.factory.blank().map_err(|error| no_worker(&error))?;
+        register(&process.handle);
+        self.factory.load(&mut process, &self.spec).map_err(|error| no_worker(&error))?;
+        let inherited = self.inherited.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(state) = inherited {
+            let state = serde_json::to_vec(&state).map_err(|error| RunnerError::Call(error.into()))?;
+            self.ask(&mut process, Kind::Import, &state)?;
+        }
+        Ok(process)
+    }
+
+    fn take_idle(&self, owner: Option<&str>) -> Option<Idle> {
+        let mut idle = self.idle();
+        let fits = |idle: &Idle| {
+            self.spec.isolation != Isolation::Sandbox
+                || idle.owner.is_none()
+                || idle.owner.as_deref() == owner
+        };
+        let at = idle.iter().rposition(fits)?;
+        Some(idle.remove(at))
+    }
+
+    /// Keeps a process for the next cycle. What a sandboxed one has seen of one schedule no other
+    /// may see; mandates without a schedule have nothing in common.
+    fn give_back(&self, process: Process, owner: Option<&str>) {
+        let sandboxed = self.spec.isolation == Isolation::Sandbox;
+        let mut idle = self.idle();
+        if (sandboxed && owner.is_none()) || idle.len() >= MAX_IDLE {
+            drop(idle);
+            self.factory.retire(process);
+            return;
+        }
+        let owner = owner.filter(|_| sandboxed).map(str::to_owned);
+        idle.push(Idle { process, owner });
+    }
+
+    /// A question outside of cycles.
+    fn ask(&self, process: &mut Process, kind: Kind, payload: &[u8]) -> Result<Vec<u8>, RunnerError> {
+        let until = Some(self.factory.until(SERVICE_TIME));
+        let mut talk = Talk { worker: self, process, host: None, phase: None };
+        match talk.ask(kind, &[payload], until) {
+            Ok(answer) => answer,
+            Err(trouble) => Err(self.died(process, &trouble, None)),
+        }
+    }
+
+    /// Asks any process that is free, and keeps it.
+    fn ask_one(&self, kind: Kind, payload: &[u8]) -> Result<Vec<u8>, RunnerError> {
+        let idle = self.take_idle(None).filter(|idle| !idle.process.handle.has_ended());
+        let (mut process, owner) = match idle {
+            Some(idle) => (idle.process, idle.owner),
+            None => (self.process(None, |_| ())?, None),
+        };
+        let answer = self.ask(&mut process, kind, payload);
+        if !matches!(answer, Err(RunnerError::Died(_))) {
+            self.idle().push(Idle { process, owner });
+        }
+        answer
+    }
+
+    fn died(&self, process: &Process, trouble: &Trouble, phase: Option<String>) -> RunnerError {
+        let death = process.bury(trouble, phase);
+        RunnerError::Died(death)
+    }
+
+    /// Says that a process died outside of a cycle; deaths in cycles are said by who runs them.
+    fn announce(&self, death: &Death) {
+        let (runner, generation) = (&self.spec.runner, &self.identity.generation);
+        tracing::warn!(runner, generation, how = %death, "runner_worker_died_idle");
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn running(&self) -> MutexGuard<'_, BTreeMap<u64, Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn handles(&self) -> Vec<Arc<Handle>> {
+        self.running().values().map(|running| Arc::clone(&running.handle)).collect()
+    }
+}
+
+impl RunnerBackend for Worker {
+    fn identity(&self) -> &RunnerIdentity {
+        &self.identity
+    }
+
+    fn run_cycle(&self, mandate: &Mandate, host: Arc<dyn HostCalls>) -> Result<Report, RunnerError> {
+        let payload = serde_json::to_vec(mandate).map_err(|error| RunnerError::Call(error.into()))?;
+        let deadline = host.deadline().map_or(NO_DEADLINE, |deadline| deadline.timestamp_millis());
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let owner = mandate.schedule.as_deref();
+        let registered = Registered(self, number);
+        let mut process = self.process(owner, |handle| {
+            let running = Running { mandate: mandate.id.clone(), handle: Arc::clone(handle) };
+            self.running().insert(number, running);
+        })?;
+        let mut talk = Talk { worker: self, process: &mut process, host: Some(&*host), phase: None };
+        let outcome = talk.ask(Kind::Run, &[&deadline.to_le_bytes(), &payload], None);
+        let phase = talk.phase.take();
+        drop(registered);
+        match outcome {
+            Ok(answer) => {
+                self.give_back(process, owner);
+                let report = answer?;
+                serde_json::from_slice(&report).map_err(|error| RunnerError::BadReport(error.to_string()))
+            }
+            Err(trouble) => Err(self.died(&process, &trouble, phase)),
+        }
+    }
+
+    fn cancel(&self) {
+        self.handles().iter().for_each(|handle| handle.nudge());
+    }
+
+    fn kill(&self, mandate: &str) -> bool {
+        let running = self.running();
+        let mut found = false;
+        // Under the lock, so that it cannot be another cycle's process by now.
+        for running in running.values().filter(|running| running.mandate == mandate) {
+            running.handle.kill();
+            found = true;
+        }
+        found
+    }
+
+    fn probe(&self) -> Result<(), RunnerError> {
+        self.ask_one(Kind::Probe, &[]).map(|_| ())
+    }
+
+    fn export_state(&self) -> Result<Option<State>, RunnerError> {
+        let state = self.ask_one(Kind::Export, &[])?;
+        serde_json::from_slice(&state)
+            .map_err(|error| RunnerError::Call(CallError::invalid(format!("exported state: {error}"))))
+    }
+
+    fn import_state(&self, state: State) -> Result<(), RunnerError> {
+        let payload = serde_json::to_vec(&state).map_err(|error| RunnerError::Call(error.into()))?;
+        let mut idle = std::mem::take(&mut *self.idle());
+        // Those that have run keep what they have; the ones to come begin with it.
+        if idle.is_empty() {
+            idle.push(Idle { process: self.process(None, |_| ())?, owner: None });
+        }
+        let mut outcome = Ok(());
+        for mut each in idle {
+            match self.ask(&mut each.process, Kind::Import, &payload) {
+                Err(error @ RunnerError::Died(_)) => outcome = Err(error),
+                Err(error) => {
+                    outcome = Err(error);
+                    self.idle().push(each);
+                }
+                Ok(_) => self.idle().push(each),
+            }
+        }
+        outcome?;
+        *self.inherited.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
+        Ok(())
+    }
+
+    fn begin_drain(&self) {
+        self.handles().iter().for_each(|handle| handle.drain());
+        self.idle().iter().for_each(|idle| idle.process.handle.drain());
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        for idle in std::mem::take(&mut *self.idle()) {
+            self.factory.retire(idle.process);
+        }
+    }
+}
+
+/// One question to a worker, and what it asks and says until it has answered.
+struct Talk<'a> {
+    worker: &'a Worker,
+    process: &'a mut Process,
+    /// Answers its calls; none outside of cycles.
+    host: Option<&'a dyn HostCalls>,
+    /// The phase that it last said it was in.
+    phase: Option<String>,
+}
+
+impl Talk<'_> {
+    fn ask(
+        &mut self,
+        kind: Kind,
+        parts: &[&[u8]],
+        until: Option<Duration>,
+    ) -> Result<Result<Vec<u8>, RunnerError>, Trouble> {
+        let id = self.process.next_id();
+        let frame = match encode(kind, id, parts) {
+            Ok(frame) => frame,
+            Err(error) => return Ok(Err(RunnerError::Call(CallError::invalid(error.to_string())))),
+        };
+        self.send(&frame, until)?;
+        loop {
+            let handle = Arc::clone(&self.process.handle);
+            let frame = self.process.channel.receive(&*handle, until)?;
+            match frame.kind {
+                Kind::Done if frame.id == id => return Ok(Ok(frame.payload)),
+                Kind::Failed if frame.id == id => return Ok(Err(error_from_wire(&frame.payload))),
+                // Of a cycle before this one, by a thread that outlived it.
+                Kind::Done | Kind::Failed if frame.id < id => {}
+                _ => {
+                    if let Some(answer) = self.serve(&frame)? {
+                        self.send(&answer, until)?;
+                    }
+                }
+            }
+        }
+    }
+
+    fn send(&self, frame: &[u8], until: Option<Duration>) -> Result<(), Trouble> {
+        match self.process.channel.send(frame, &*self.process.handle, until) {
+            // What it said before it closed may be a whole answer; reading finds out.
+            Err(Trouble::Closed) => Ok(()),
+            sent => sent,
+        }
+    }
+
+    /// Does what a frame in mid-cycle asks for: the answer's frame, where it has one.
+    fn serve(&mut self, frame: &Frame) -> Result<Option<Vec<u8>>, Trouble> {
+        let host = self.host.unwrap_or(&*self.worker.spec.home);
+        match frame.kind {
+            Kind::Call => {
+                let bad = Trouble::Broken(FrameError::BadPayload(frame.kind));
+                let (name, request) = split_call(&frame.payload).ok_or(bad)?;
+                let answer = host.call(name, request);
+                if name == method::PHASE && answer.is_ok() {
+                    self.phase = phase_of(request);
+                }
+                Ok(Some(answer_frame(frame.id, answer)))
+            }
+            Kind::Ask => {
+                let stop = [u8::from(host.should_stop())];
+                Ok(Some(encode(Kind::Stopping, frame.id, &[&stop]).expect("a byte fits")))
+            }
+            Kind::Log => {
+                let line: LogLine = serde_json::from_slice(&frame.payload)
+                    .map_err(|_| Trouble::Broken(FrameError::BadPayload(frame.kind)))?;
+                line.say(host);
+                Ok(None)
+            }
+            other => Err(Trouble::Broken(FrameError::OutOfPlace(other))),
+        }
+    }
+}
+
+fn answer_frame(id: u64, answer: Result<Vec<u8>, CallError>) -> Vec<u8> {
+    let frame = match answer {
+        Ok(bytes) => encode(Kind::Answer, id, &[&bytes]),
+        Err(error) => encode(Kind::Refusal, id, &[&serde_json::to_vec(&error).unwrap_or_default()]),
+    };
+    frame.unwrap_or_else(|error| {
+        let error = CallError::new(code::FAILED, format!("the answer is too large: {error}"));
+        let error = serde_json::to_vec(&error).unwrap_or_default();
+        encode(Kind::Refusal, id, &[&error]).expect("a short message fits")
+    })
+}
+
+fn phase_of(request: &[u8]) -> Option<String> {
+    let request: serde_json::Value = serde_json::from_slice(request).ok()?;
+    Some(request.get("name")?.as_str()?.to_owned())
+}
+
+/// A cycle found no process to run in.
+fn no_worker(error: &LoadError) -> RunnerError {
+    RunnerError::Died(Death::without_process(format!("no worker for it: {error}")))
+}

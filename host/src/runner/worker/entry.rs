@@ -1,0 +1,95 @@
+//! The `kairos worker` process: takes its sockets, limits itself, loads one plugin and serves it
+//! until the daemon hangs up. No runtime, no configuration, no environment.
+//!
+//! ```text
+//! fd 0  frames, both ways          -> moved away, the null device takes its place
+//! fd 1  hints from the daemon      -> moved away, output goes where errors go
+//! fd 2  what it prints, read and rationed by the daemon
+//! ```
+
+use std::fs::File;
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use rustix::io::fcntl_dupfd_cloexec;
+use rustix::process::{Resource, Rlimit, Signal, set_parent_process_death_signal, setrlimit};
+
+use super::frame::Kind;
+use super::protocol::{Load, Ready, Unfit};
+use super::serve::{Ear, Home, Wire, serve};
+use crate::runner::{RunnerBackend, launch, load_error::LoadError};
+
+/// Exit code of a process that somebody started by hand.
+const NOT_A_WORKER: u8 = 2;
+
+/// Lives as a worker. Called by `main` before anything else.
+#[must_use]
+pub fn main() -> ExitCode {
+    // Whatever happens to the daemon, or to the sockets: a worker does not outlive it. A daemon
+    // that is gone already has closed the socket, which the first read finds.
+    let _ = set_parent_process_death_signal(Some(Signal::KILL));
+    let _ = rustix::thread::set_name(c"kairos-worker");
+    let (data, control) = match take_sockets() {
+        Ok(sockets) => sockets,
+        Err(error) => {
+            eprintln!("kairos worker is started by the daemon and by nobody else: {error}");
+            return ExitCode::from(NOT_A_WORKER);
+        }
+    };
+    let wire = Arc::new(Wire::new(data));
+    match live(&wire, control) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("kairos worker: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn live(wire: &Arc<Wire>, control: UnixStream) -> std::io::Result<()> {
+    let Some(frame) = wire.request()? else { return Ok(()) };
+    if frame.kind != Kind::Load {
+        return Err(std::io::Error::other("the first frame says something else than what to load"));
+    }
+    let load: Load = serde_json::from_slice(&frame.payload)?;
+    limit(&load)?;
+    let backend = match become_runner(wire, &load) {
+        Ok(backend) => backend,
+        Err(error) => {
+            let unfit = Unfit { code: error.code().to_owned(), message: error.to_string() };
+            return wire.send(Kind::Unfit, 0, &[&serde_json::to_vec(&unfit)?]);
+        }
+    };
+    Ear::listen(control, Arc::clone(&backend), Arc::clone(wire))?;
+    let ready = Ready { identity: backend.identity().clone() };
+    wire.send(Kind::Ready, 0, &[&serde_json::to_vec(&ready)?])?;
+    serve(wire, &*backend)
+}
+
+fn become_runner(wire: &Arc<Wire>, load: &Load) -> Result<Arc<dyn RunnerBackend>, LoadError> {
+    let home = Arc::new(Home::new(Arc::clone(wire)));
+    launch::map(&load.path, &load.sha256, &load.manifest, &load.setup, home).map(Arc::from)
+}
+
+/// Bounds what hunger can do to the machine; nothing is dumped, since memory holds what the
+/// runner was told.
+fn limit(load: &Load) -> std::io::Result<()> {
+    let at_most = |bytes| Rlimit { current: Some(bytes), maximum: Some(bytes) };
+    setrlimit(Resource::Core, at_most(0))?;
+    setrlimit(Resource::As, at_most(load.memory_bytes))?;
+    Ok(())
+}
+
+/// Puts the sockets where neither a plugin that reads its input or closes it, nor a child of it,
+/// comes across them by accident.
+fn take_sockets() -> std::io::Result<(UnixStream, UnixStream)> {
+    let data = UnixStream::from(fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?);
+    let control = UnixStream::from(fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?);
+    // Both fail on what is no socket.
+    data.peer_addr()?;
+    control.peer_addr()?;
+    rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
+    rustix::stdio::dup2_stdout(rustix::stdio::stderr())?;
+    Ok((data, control))
+}

@@ -1,0 +1,149 @@
+//! Makes workers: which program, which limits, and one life for all of them.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kairos_plugin_api::adapter::Setup;
+use kairos_plugin_api::manifest::Manifest;
+
+use super::channel::Trouble;
+use super::client::Worker;
+use super::frame::{Kind, encode};
+use super::process::Process;
+use super::protocol::{Load, LogLine, Ready, Unfit};
+use super::supervisor::Shared;
+use crate::runner::load_error::LoadError;
+use crate::runner::{HostCalls, Isolation};
+use crate::sys::clock::{Clock, SystemClock};
+
+/// Most bytes of address space of a worker: room for a large working set, and far from what would
+/// take a small machine's memory at once.
+pub const MEMORY_BYTES: u64 = 4 << 30;
+
+/// Time for a plugin to be mapped and made. A constructor that takes longer hangs.
+const LOAD_TIME: Duration = Duration::from_secs(20);
+
+/// What a worker is to run.
+#[derive(Clone)]
+pub struct WorkerSpec {
+    /// Key of the runner in the configuration.
+    pub runner: String,
+    /// The kept file.
+    pub path: PathBuf,
+    /// Its hash.
+    pub sha256: String,
+    /// What it says about itself.
+    pub manifest: Manifest,
+    /// What instances are made from.
+    pub setup: Setup,
+    /// `process` or `sandbox`.
+    pub isolation: Isolation,
+    /// Most bytes of address space, [`MEMORY_BYTES`] unless configured.
+    pub memory_bytes: u64,
+    /// Takes what the runner logs outside of cycles.
+    pub home: Arc<dyn HostCalls>,
+}
+
+/// Starts workers. Clones are the same factory; with the last clone, and the last worker, the
+/// blank ones end too.
+#[derive(Clone)]
+pub struct WorkerFactory(Arc<Inner>);
+
+struct Inner {
+    shared: Arc<Shared>,
+    clock: SystemClock,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.shared.close();
+    }
+}
+
+impl WorkerFactory {
+    /// A factory for workers that are `program worker`; the program must be this very build.
+    /// A daemon gives `/proc/self/exe`, which stays the image it runs even when the file on disk
+    /// is replaced by another version.
+    ///
+    /// # Errors
+    /// The system's, when its thread cannot be started.
+    pub fn new(program: impl Into<PathBuf>) -> std::io::Result<Self> {
+        let clock = SystemClock::default();
+        let shared = Shared::start(program.into(), clock)?;
+        Ok(Self(Arc::new(Inner { shared, clock })))
+    }
+
+    /// A worker that runs this plugin: one process is started and has loaded it when this returns.
+    ///
+    /// # Errors
+    /// Why it cannot serve; those of the loader under their own codes.
+    pub fn start(&self, spec: WorkerSpec) -> Result<Worker, LoadError> {
+        let mut process = self.blank()?;
+        let ready = self.load(&mut process, &spec)?;
+        Ok(Worker::new(self.clone(), spec, ready.identity, process))
+    }
+
+    /// A process that has loaded nothing yet.
+    pub(super) fn blank(&self) -> Result<Process, LoadError> {
+        self.0.shared.take().map_err(LoadError::NoWorker)
+    }
+
+    /// Lets a process end by itself.
+    pub(super) fn retire(&self, process: Process) {
+        self.0.shared.retire(process);
+    }
+
+    /// The time `left` from now, for waits on a worker.
+    pub(super) fn until(&self, left: Duration) -> Duration {
+        self.0.clock.monotonic() + left
+    }
+
+    /// Makes a blank process this runner. On an error it is of no use any more.
+    pub(super) fn load(&self, process: &mut Process, spec: &WorkerSpec) -> Result<Ready, LoadError> {
+        // Only the first name counts, and a blank has none.
+        let _ = process.label.set(spec.runner.clone());
+        let load = Load {
+            path: spec.path.clone(),
+            sha256: spec.sha256.clone(),
+            manifest: spec.manifest.clone(),
+            setup: spec.setup.clone(),
+            isolation: spec.isolation,
+            memory_bytes: spec.memory_bytes,
+        };
+        let unfit = |what: &dyn std::fmt::Display| LoadError::NoWorker(what.to_string());
+        let payload = serde_json::to_vec(&load).map_err(|error| unfit(&error))?;
+        let frame = encode(Kind::Load, 0, &[&payload]).map_err(|error| unfit(&error))?;
+        let until = Some(self.until(LOAD_TIME));
+        let died = |process: &Process, trouble: &Trouble| match trouble {
+            Trouble::Late => LoadError::LoadTimeout(LOAD_TIME),
+            _ => LoadError::Crashed(process.bury(trouble, None).to_string()),
+        };
+        let handle = Arc::clone(&process.handle);
+        process.channel.send(&frame, &*handle, until).map_err(|trouble| died(process, &trouble))?;
+        loop {
+            let frame = match process.channel.receive(&*handle, until) {
+                Ok(frame) => frame,
+                Err(trouble) => return Err(died(process, &trouble)),
+            };
+            let unreadable =
+                |error: serde_json::Error| LoadError::Crashed(format!("its worker said {error}"));
+            match frame.kind {
+                Kind::Ready => return serde_json::from_slice(&frame.payload).map_err(unreadable),
+                Kind::Unfit => {
+                    let unfit: Unfit = serde_json::from_slice(&frame.payload).map_err(unreadable)?;
+                    return Err(LoadError::from_worker(&unfit.code, unfit.message));
+                }
+                Kind::Log => {
+                    if let Ok(line) = serde_json::from_slice::<LogLine>(&frame.payload) {
+                        line.say(&*spec.home);
+                    }
+                }
+                other => {
+                    let error = super::frame::FrameError::OutOfPlace(other);
+                    return Err(died(process, &Trouble::Broken(error)));
+                }
+            }
+        }
+    }
+}

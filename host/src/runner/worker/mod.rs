@@ -1,0 +1,30 @@
+//! Worker processes: the same program as the daemon, one plugin each, one cycle at a time.
+//!
+//! ```text
+//! daemon                                        worker (kairos worker)
+//! client  -- Run ------------ socket, fd 0 ---> serve ---> runner
+//!         <-- Call, Ask, Log --                        <-- calls of the context
+//!         --- Answer, Refusal, Stopping ------>
+//!         <-- Done | Failed ---
+//!         --- Nudge, Drain -- socket, fd 1 ---> ear
+//! supervisor <-- output ----- pipe, fd 2 ------ whatever the plugin prints
+//! ```
+//!
+//! The daemon holds each worker by its pidfd: a death is an event, named by signal and phase. A
+//! worker ends with its daemon, however that ends. Nothing here may let a plugin's fault become
+//! the daemon's.
+
+mod channel;
+mod client;
+mod entry;
+mod factory;
+pub mod frame;
+mod output;
+mod process;
+mod protocol;
+mod serve;
+mod supervisor;
+
+pub use client::Worker;
+pub use entry::main;
+pub use factory::{MEMORY_BYTES, WorkerFactory, WorkerSpec};

@@ -1,0 +1,258 @@
+//! The one thread that starts workers, keeps a few blank ones ready, reads what they print and
+//! sees the retired ones off.
+//!
+//! Workers are started by no other thread: the kernel ends them when the thread that started them
+//! is gone, and this one lives for as long as any of them is wanted. It sleeps until something
+//! happens.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+
+use super::output::{More, Output};
+use super::process::{Handle, Process};
+use crate::sys::clock::{Clock, SystemClock};
+
+/// Blank workers kept ready, so that a runner that died serves again before a new process could
+/// have been started. One is enough: the next is started at once when it is taken.
+const BLANKS: usize = 1;
+
+/// Time for a retired worker to end by itself, before it is killed.
+const RETIRE_GRACE: Duration = Duration::from_secs(1);
+
+/// Time before a blank worker is tried again after the system refused one.
+const REFILL_AGAIN: Duration = Duration::from_secs(1);
+
+/// The token of the wake-up; others count from one.
+const WAKE: u64 = 0;
+
+/// What other threads and the supervisor share.
+pub struct Shared {
+    program: PathBuf,
+    clock: SystemClock,
+    wake: OwnedFd,
+    state: Mutex<State>,
+    started: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    blanks: Vec<Process>,
+    /// Why the last start failed, until one succeeds.
+    failure: Option<String>,
+    /// How many wait for a start.
+    wanted: usize,
+    retired: VecDeque<Process>,
+    closing: bool,
+}
+
+impl Shared {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn start(program: PathBuf, clock: SystemClock) -> std::io::Result<Arc<Self>> {
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let shared =
+            Arc::new(Self { program, clock, wake, state: Mutex::default(), started: Condvar::new() });
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, &shared.wake, epoll::EventData::new_u64(WAKE), epoll::EventFlags::IN)?;
+        let thread = Thread {
+            shared: Arc::clone(&shared),
+            epoll,
+            outputs: BTreeMap::new(),
+            leaving: BTreeMap::new(),
+            next: WAKE + 1,
+            refill_at: Duration::ZERO,
+        };
+        std::thread::Builder::new().name("kairos-workers".to_owned()).spawn(move || thread.run())?;
+        Ok(shared)
+    }
+
+    /// A worker that is nobody's yet: a blank one, or as soon as one is started.
+    ///
+    /// # Errors
+    /// Why none can be started.
+    pub fn take(&self) -> Result<Process, String> {
+        let mut state = self.state();
+        state.wanted += 1;
+        let mut tried = false;
+        let process = loop {
+            match state.blanks.pop() {
+                Some(blank) if blank.handle.has_ended() => {}
+                Some(blank) => break Ok(blank),
+                None if state.closing => break Err("the workers are being stopped".to_owned()),
+                None if tried && state.failure.is_some() => {
+                    break Err(state.failure.clone().unwrap_or_default());
+                }
+                None => {
+                    // An old failure says nothing of the next try.
+                    state.failure = None;
+                    tried = true;
+                    self.wake();
+                    state = self.started.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        };
+        state.wanted -= 1;
+        drop(state);
+        // Another one is made ready in its place.
+        self.wake();
+        process
+    }
+
+    /// Lets a worker end by itself, and sees to it that it does.
+    pub fn retire(&self, process: Process) {
+        let mut state = self.state();
+        if !state.closing {
+            state.retired.push_back(process);
+            self.wake();
+        }
+    }
+
+    /// Ends the thread, and with it every worker.
+    pub fn close(&self) {
+        self.state().closing = true;
+        self.wake();
+    }
+
+    fn wake(&self) {
+        // A full counter wakes as well.
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A worker that was told to go.
+struct Leaving {
+    handle: Arc<Handle>,
+    until: Duration,
+}
+
+struct Thread {
+    shared: Arc<Shared>,
+    epoll: OwnedFd,
+    outputs: BTreeMap<u64, Output>,
+    leaving: BTreeMap<u64, Leaving>,
+    next: u64,
+    refill_at: Duration,
+}
+
+impl Thread {
+    fn run(mut self) {
+        let mut events: Vec<epoll::Event> = Vec::with_capacity(64);
+        while self.tend() {
+            let timeout = self.next_time().map(|left| Timespec::try_from(left).unwrap_or_default());
+            events.clear();
+            // An error means a signal, or a machine that is out of memory; both pass.
+            let _ = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref());
+            for event in &events {
+                self.see(event.data.u64());
+            }
+        }
+        let now = self.shared.clock.monotonic();
+        self.outputs.values_mut().for_each(|output| output.last_words(now));
+    }
+
+    /// Does what is wanted; false when it is the end.
+    fn tend(&mut self) -> bool {
+        let now = self.shared.clock.monotonic();
+        loop {
+            let mut state = self.shared.state();
+            if state.closing {
+                state.blanks.clear();
+                state.retired.clear();
+                self.shared.started.notify_all();
+                return false;
+            }
+            if let Some(process) = state.retired.pop_front() {
+                drop(state);
+                self.see_off(process, now);
+                continue;
+            }
+            let missing = (state.wanted + BLANKS).saturating_sub(state.blanks.len());
+            let may = state.wanted > 0 && state.failure.is_none() || now >= self.refill_at;
+            drop(state);
+            if missing == 0 || !may {
+                break;
+            }
+            self.spawn(now);
+        }
+        self.leaving.retain(|_, leaving| now < leaving.until);
+        true
+    }
+
+    fn spawn(&mut self, now: Duration) {
+        let started = Process::spawn(&self.shared.program, self.shared.clock).and_then(|started| {
+            let token = self.token();
+            let (handle, label) = (&started.process.handle, &started.process.label);
+            let output = Output::new(started.output, handle.pid(), Arc::clone(label));
+            epoll::add(&self.epoll, &output, epoll::EventData::new_u64(token), epoll::EventFlags::IN)?;
+            self.outputs.insert(token, output);
+            Ok(started.process)
+        });
+        let mut state = self.shared.state();
+        match started {
+            Ok(process) => {
+                state.failure = None;
+                state.blanks.push(process);
+            }
+            Err(error) => {
+                let program = self.shared.program.display();
+                self.refill_at = now + REFILL_AGAIN;
+                state.failure = Some(format!("a worker cannot be started from {program}: {error}"));
+                tracing::error!(%program, %error, "runner_worker_not_started");
+            }
+        }
+        self.shared.started.notify_all();
+    }
+
+    fn see_off(&mut self, process: Process, now: Duration) {
+        let Process { handle, channel, .. } = process;
+        drop(channel);
+        handle.hang_up();
+        let token = self.token();
+        let data = epoll::EventData::new_u64(token);
+        // One that cannot be watched is killed by its drop.
+        if epoll::add(&self.epoll, &*handle, data, epoll::EventFlags::IN).is_ok() {
+            self.leaving.insert(token, Leaving { handle, until: now + RETIRE_GRACE });
+        }
+    }
+
+    fn see(&mut self, token: u64) {
+        let now = self.shared.clock.monotonic();
+        if token == WAKE {
+            let mut count = [0; 8];
+            // Only to empty it.
+            let _ = rustix::io::read(&self.shared.wake, &mut count);
+        } else if let Some(leaving) = self.leaving.remove(&token) {
+            leaving.handle.end();
+        } else if let Some(output) = self.outputs.get_mut(&token)
+            && output.pump(now) == More::Never
+        {
+            output.last_words(now);
+            self.outputs.remove(&token);
+        }
+    }
+
+    /// How long until something is to be done without an event.
+    fn next_time(&self) -> Option<Duration> {
+        let now = self.shared.clock.monotonic();
+        let refill = self.shared.state().failure.is_some().then_some(self.refill_at);
+        let leaving = self.leaving.values().map(|leaving| leaving.until);
+        leaving.chain(refill).min().map(|at| at.saturating_sub(now))
+    }
+
+    fn token(&mut self) -> u64 {
+        let token = self.next;
+        self.next += 1;
+        token
+    }
+}
