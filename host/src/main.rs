@@ -1,21 +1,31 @@
 //! The `kairos` program. Everything it does lives in the library.
 #![forbid(unsafe_code)]
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
+use kairos_host::runner::worker;
+use kairos_host::sys::sandbox::confine;
 use kairos_host::{cli, config};
 
 fn main() -> ExitCode {
-    // Before anything else: a worker has no configuration, no command line and no runtime.
-    if std::env::args_os().nth(1).is_some_and(|word| word == "worker") {
-        return kairos_host::runner::worker::main();
-    }
-    let cwd = match std::env::current_dir() {
-        Ok(cwd) => cwd,
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    // First of all: what confines itself has one thread and reads nothing before.
+    let code = match arguments.get(1).and_then(|word| word.to_str()) {
+        Some(confine::COMMAND) => confine::main(&arguments[2..]),
+        // A worker has no configuration, no command line and no runtime.
+        Some(worker::COMMAND) => worker::main(),
+        _ => command(arguments),
+    };
+    ExitCode::from(code)
+}
+
+fn command(arguments: Vec<OsString>) -> u8 {
+    match std::env::current_dir() {
+        Ok(cwd) => cli::main(arguments, config::Env::of_process(), cwd),
         Err(error) => {
             eprintln!("kairos: the current directory cannot be read: {error}");
-            return ExitCode::from(1);
+            1
         }
-    };
-    ExitCode::from(cli::main(std::env::args_os().collect(), config::Env::of_process(), cwd))
+    }
 }

@@ -231,6 +231,18 @@ impl Context {
         Err(ending)
     }
 
+    /// One call as it crosses every boundary, for those who bring requests and answers as JSON: the
+    /// adapter of another language. It obeys the answers that end the attempt like all others.
+    ///
+    /// # Errors
+    /// The host's answer when there is no result.
+    pub fn call(&self, method: &str, request: &[u8]) -> Result<Vec<u8>, CallError> {
+        match self.ending.get() {
+            Some(ending) if ![method::USAGE, method::PROGRESS].contains(&method) => Err(ending.clone()),
+            _ => self.host.call(method, request).map_err(|error| self.note(error)),
+        }
+    }
+
     fn ask<Q: Serialize + ?Sized, A: DeserializeOwned>(
         &self,
         method: &str,

@@ -10,6 +10,7 @@
 
 pub mod abi;
 pub mod adapter;
+pub mod c_abi;
 pub mod context;
 pub mod effect;
 pub mod error;

@@ -22,8 +22,12 @@ pub struct Manifest {
     /// The compiler it was built with; for people.
     #[serde(default)]
     pub rustc: String,
-    /// `unwind` or `abort`: what a panic does.
+    /// `unwind` or `abort`: what a panic does. Empty where there are no panics, as in C.
+    #[serde(default)]
     pub panic: String,
+    /// `rust` or `c`: which of the two entries the plugin exports.
+    #[serde(default = "rust")]
+    pub abi: String,
     /// True when it goes through the five phases and says so.
     #[serde(default)]
     pub phases: bool,
@@ -33,6 +37,10 @@ pub struct Manifest {
     /// Schemas of state it writes (the first) and reads.
     #[serde(default)]
     pub states: Vec<String>,
+}
+
+fn rust() -> String {
+    "rust".to_owned()
 }
 
 /// The manifest as the macro writes it: constants only.
@@ -159,7 +167,7 @@ mod tests {
         assert_eq!((manifest.name.as_str(), manifest.version.as_str()), ("a-b", "1.2.3"));
         assert_eq!((manifest.api.as_str(), manifest.panic.as_str()), (crate::abi::API_VERSION, "unwind"));
         assert!(manifest.rustc.starts_with("rustc "), "{}", manifest.rustc);
-        assert!(manifest.phases);
+        assert!(manifest.phases && manifest.abi == "rust");
         assert_eq!(manifest.capabilities, ["llm", "tool:fs.read"]);
         assert_eq!(manifest.states, ["notes/1"]);
     }

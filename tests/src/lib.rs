@@ -6,6 +6,7 @@
 #![allow(clippy::disallowed_methods, reason = "a test harness reads the real clock and writes plain files")]
 
 pub mod audit;
+pub mod c_plugin;
 pub mod rig;
 
 use std::fs;

@@ -3,53 +3,92 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use kairos_host::runner::manifest::PluginFile;
 use kairos_host::runner::{
-    Builtin, Generation, Launcher, PluginStore, RunnerConfig, RunnerError, Runners, SearchPath,
-    WorkerFactory, method,
+    Builtin, Generation, Isolation, Launcher, PluginStore, RunnerConfig, RunnerError, Runners, SearchPath,
+    WorkerFactory, map, method,
 };
+use kairos_plugin_api::adapter::Setup;
 use kairos_plugin_api::testing::FakeHost;
 use kairos_plugin_api::{CallError, Mandate, Report, Status, code};
+use kairos_tests::c_plugin::compiled;
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// A kind of backend, and what it cannot do by its nature.
+struct Backend {
+    kind: &'static str,
+    /// What its identity says.
+    abi: &'static str,
+    /// Its runners can panic. C has no panics.
+    panics: bool,
+    /// Its runners trace, and the events come by the host. A builtin's go to the program's own
+    /// subscriber like all others; C does not trace.
+    traces: bool,
+    start: fn(&Path) -> Arc<Generation>,
+}
+
+/// Every kind there is; the stub runner stands behind each.
+const BACKENDS: &[Backend] = &[
+    Backend { kind: "builtin", abi: "builtin", panics: true, traces: false, start: builtin },
+    Backend { kind: "rust_abi", abi: "rust", panics: true, traces: true, start: rust_abi },
+    Backend { kind: "worker", abi: "rust", panics: true, traces: true, start: worker },
+    Backend { kind: "c_abi", abi: "c", panics: false, traces: false, start: c_abi },
+];
+
+fn builtin(_: &Path) -> Arc<Generation> {
+    let runner = Builtin::of::<stub::Stub>("stub", &json!({})).unwrap().with_phases();
+    Arc::new(Generation::of("stub", Arc::new(runner)))
+}
+
+fn rust_abi(root: &Path) -> Arc<Generation> {
+    plugin(root, "stub", Isolation::InProcess)
+}
+
+fn worker(root: &Path) -> Arc<Generation> {
+    plugin(root, "stub", Isolation::Process)
+}
+
+fn c_abi(root: &Path) -> Arc<Generation> {
+    let path = compiled("tests/fixtures/conformance.c", "stub", root);
+    let file = PluginFile::open(&path).unwrap();
+    let home = Arc::new(FakeHost::new());
+    let backend = map(&path, &file.sha256, &file.manifest, &Setup::new(json!({})), home).unwrap();
+    Arc::new(Generation::of("stub", Arc::from(backend)))
+}
+
+fn plugin(root: &Path, plugin: &str, isolation: Isolation) -> Arc<Generation> {
+    let config = RunnerConfig { isolation: Some(isolation), ..RunnerConfig::new("stub", plugin) };
+    registry(root.to_owned(), vec![config]).current("stub").unwrap()
+}
+
 /// A backend under test, with what it needs to live.
 struct Subject {
     kind: &'static str,
+    backend: &'static Backend,
     generation: Arc<Generation>,
     _root: tempfile::TempDir,
 }
 
-/// The stub runner behind every backend there is.
-fn subjects() -> Vec<Subject> {
-    let builtin = Builtin::of::<stub::Stub>("stub", &json!({})).unwrap().with_phases();
-    vec![
-        Subject {
-            kind: "builtin",
-            generation: Arc::new(Generation::of("stub", Arc::new(builtin))),
-            _root: tempfile::tempdir().unwrap(),
-        },
-        plugin("rust_abi", None),
-        plugin("worker", Some(WorkerFactory::new(kairos_tests::kairos()).unwrap())),
-    ]
+fn subjects() -> impl Iterator<Item = Subject> {
+    BACKENDS.iter().map(|backend| {
+        let root = tempfile::tempdir().unwrap();
+        Subject { kind: backend.kind, backend, generation: (backend.start)(root.path()), _root: root }
+    })
 }
 
-/// The stub's file in this process, or in workers where there is a factory.
-fn plugin(kind: &'static str, workers: Option<WorkerFactory>) -> Subject {
-    let root = tempfile::tempdir().unwrap();
+fn registry(root: PathBuf, configs: Vec<RunnerConfig>) -> Runners {
     // Cargo puts the plugins that tests depend on beside the test programs.
     let exe = std::env::current_exe().unwrap();
-    let search = SearchPath::new(root.path(), exe.parent(), None);
-    let store = PluginStore::new(root.path().join(".kairos/plugins/store"));
-    let launcher = match workers {
-        None => Launcher::in_process(search, store),
-        Some(workers) => Launcher::with_workers(search, store, workers),
-    };
-    let runners = Runners::load(vec![RunnerConfig::new("stub", "stub")], launcher);
-    Subject { kind, generation: runners.current("stub").unwrap(), _root: root }
+    let search = SearchPath::new(&root, exe.parent(), None);
+    let store = PluginStore::new(root.join(".kairos/plugins/store"));
+    let workers = WorkerFactory::new(kairos_tests::kairos()).unwrap();
+    Runners::load(configs, Launcher::with_workers(search, store, workers))
 }
 
 fn run(subject: &Subject, host: &FakeHost, params: Value) -> Result<Report, RunnerError> {
@@ -85,8 +124,7 @@ fn reports_come_through_whole() {
 fn the_identity_says_who_runs() {
     for subject in subjects() {
         let identity = subject.generation.identity();
-        let abi = if subject.kind == "builtin" { "builtin" } else { "rust" };
-        assert_eq!((identity.name.as_str(), identity.abi.as_str()), ("stub", abi));
+        assert_eq!((identity.name.as_str(), identity.abi.as_str()), ("stub", subject.backend.abi));
         assert_eq!(identity.generation.len(), 64);
         assert!(identity.phases, "{}", subject.kind);
         subject.generation.probe().unwrap();
@@ -157,7 +195,7 @@ fn a_stop_is_seen_in_the_middle_of_work() {
 
 #[test]
 fn a_panic_is_an_error_and_the_next_cycle_runs() {
-    for subject in subjects() {
+    for subject in subjects().filter(|subject| subject.backend.panics) {
         for _ in 0..3 {
             match run(&subject, &FakeHost::new(), json!({"panic": true})) {
                 Err(RunnerError::Panic(text)) => {
@@ -178,10 +216,8 @@ fn logs_arrive_at_the_cycles_host() {
         run(&subject, &host, json!({"log": "hear me"})).unwrap();
         let logs = host.logs();
         assert!(logs.iter().any(|line| line.target == "runner" && line.message == "hear me"), "{logs:?}");
-        // A plugin's tracing is its own, so its events can only come by the host; a builtin's go
-        // to the program's subscriber like all others.
         let traced = logs.iter().find(|line| line.target == "stub");
-        assert_eq!(traced.is_some(), subject.kind != "builtin", "{logs:?}");
+        assert_eq!(traced.is_some(), subject.backend.traces, "{}: {logs:?}", subject.kind);
         if let Some(line) = traced {
             assert_eq!((line.message.as_str(), &line.fields), ("asked to log", &json!({"line": "hear me"})));
         }

@@ -6,11 +6,11 @@ mod background;
 mod brokers;
 mod office;
 mod once;
+pub mod plugins;
 mod providers;
 pub mod settings;
 mod takeover;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -37,7 +37,7 @@ use crate::daemon::vitals::Vitals;
 use crate::daemon::wallet::Wallet;
 use crate::daemon::work::Hands;
 use crate::exit::{Failure, code};
-use crate::runner::{Isolation, Launcher, PluginStore, RunnerConfig, Runners, SearchPath, WorkerFactory};
+use crate::runner::{Isolation, Launcher, RunnerConfig, Runners, WorkerFactory};
 use crate::store::{
     CommitSink, Limits, OpenOptions, RecoverRequest, Recovered, SqliteStore, Store, maintenance,
 };
@@ -383,11 +383,8 @@ fn broker(
 const WORKER_PROGRAM: &str = "/proc/self/exe";
 
 async fn runners(settings: &Settings, env: &Env, daemon: bool) -> anyhow::Result<Runners> {
-    let exe_dir = std::env::current_exe().ok().and_then(|exe| exe.parent().map(PathBuf::from));
-    let home = env.dir("HOME").map(|home| home.join(".local/share"));
-    let data = env.dir("XDG_DATA_HOME").or(home);
-    let search = SearchPath::new(&settings.paths.root, exe_dir.as_deref(), data.as_deref());
-    let store = PluginStore::new(&settings.paths.plugin_store);
+    let search = plugins::search(&settings.paths, env);
+    let store = plugins::store(&settings.paths);
     if !daemon {
         return Ok(Runners::new(Launcher::in_process(search, store)));
     }

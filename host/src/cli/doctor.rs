@@ -11,6 +11,8 @@ use super::config::{Checked, World, check_all};
 use super::output::{Style, emit};
 use crate::config::paths::SOCKET_PATH_MAX;
 use crate::exit::{Failure, code};
+use crate::runner::SearchPath;
+use crate::runner::trust::list::TrustList;
 use crate::store::SqliteStore;
 use crate::sys::files;
 use crate::sys::lock::{self, FileSystemKind};
@@ -58,8 +60,8 @@ fn bad(name: &'static str, verdict: Verdict, message: impl Into<String>, remedy:
 ///
 /// # Errors
 /// Exit 1 when a check failed.
-pub fn run(world: &World<'_>, exe_dir: Option<&Path>, style: Style) -> anyhow::Result<()> {
-    let checks = checks(world, exe_dir);
+pub fn run(world: &World<'_>, search: &SearchPath, style: Style) -> anyhow::Result<()> {
+    let checks = checks(world, search);
     let failed = checks.iter().filter(|check| check.verdict == Verdict::Fail).count();
     let value = json!({"ok": failed == 0, "checks": checks});
     emit(style, &value, |_| {
@@ -82,14 +84,15 @@ pub fn run(world: &World<'_>, exe_dir: Option<&Path>, style: Style) -> anyhow::R
 
 /// All checks, in the order of their weight.
 #[must_use]
-pub fn checks(world: &World<'_>, exe_dir: Option<&Path>) -> Vec<Check> {
+pub fn checks(world: &World<'_>, search: &SearchPath) -> Vec<Check> {
     let mut found = vec![root(world), file_system(world), space(world)];
     found.extend(writable(world));
     found.extend(private(world));
     let checked = check_all(world);
     found.push(daemon_yml(&checked));
     found.push(schedules_yml(&checked));
-    found.extend(plugins(world, &checked, exe_dir));
+    found.extend(plugins(&checked, search));
+    found.push(trust(world));
     found.push(ok("zones", format!("time zone data {}", world.zones.data())));
     found.push(store(world));
     found.push(socket(world));
@@ -217,13 +220,13 @@ fn schedules_yml(checked: &Checked) -> Check {
     }
 }
 
-fn plugins(world: &World<'_>, checked: &Checked, exe_dir: Option<&Path>) -> Vec<Check> {
+fn plugins(checked: &Checked, search: &SearchPath) -> Vec<Check> {
     let Some(daemon) = &checked.daemon else { return Vec::new() };
     let one = |(name, runner): (&String, &crate::config::RunnerConfig)| {
-        if let Some(file) = world.paths.find_plugin(&runner.plugin, exe_dir, world.env) {
-            return ok("plugin", format!("runner `{name}` is {}", file.display()));
-        }
-        let looked = world.paths.plugin_candidates(&runner.plugin, exe_dir, world.env);
+        let looked = match search.find(&runner.plugin) {
+            Ok(file) => return ok("plugin", format!("runner `{name}` is {}", file.display())),
+            Err(_) => search.candidates(&runner.plugin),
+        };
         let looked: Vec<String> = looked.iter().map(|path| path.display().to_string()).collect();
         let message = format!("runner `{name}` needs the plugin {}, which is not there", runner.plugin);
         // A runner that nothing uses harms nobody.
@@ -233,6 +236,21 @@ fn plugins(world: &World<'_>, checked: &Checked, exe_dir: Option<&Path>) -> Vec<
         bad("plugin", verdict, message, format!("put it at one of: {}", looked.join(", ")))
     };
     daemon.runners.iter().map(one).collect()
+}
+
+fn trust(world: &World<'_>) -> Check {
+    match TrustList::read(&world.paths.trust_json) {
+        Ok(list) => {
+            let (plugins, keys) = (list.plugins.len(), list.keys.len());
+            ok("trust", format!("{plugins} plugins and {keys} keys are listed"))
+        }
+        Err(error) => bad(
+            "trust",
+            Verdict::Fail,
+            error.to_string(),
+            "until it is mended, plugins from elsewhere than beside the executable are not trusted",
+        ),
+    }
 }
 
 fn socket(world: &World<'_>) -> Check {
@@ -283,7 +301,8 @@ mod tests {
     fn look(paths: &Paths) -> Vec<Check> {
         let (env, zones) = (Env::default(), Zones::bundled());
         let now = chrono::DateTime::from_timestamp(1_795_000_000, 0).unwrap();
-        checks(&World { paths, env: &env, zones: &zones, now }, None)
+        let search = SearchPath::new(&paths.root, None, None);
+        checks(&World { paths, env: &env, zones: &zones, now }, &search)
     }
 
     fn failed(checks: &[Check]) -> Vec<&'static str> {
@@ -316,8 +335,10 @@ mod tests {
         std::fs::write(&paths.schedules_yml, "schedules: [{name: a, cron: x}]").unwrap();
         std::fs::write(&paths.attach_token, "secret").unwrap();
         std::fs::set_permissions(&paths.attach_token, std::fs::Permissions::from_mode(0o644)).unwrap();
+        std::fs::create_dir_all(&paths.plugins).unwrap();
+        std::fs::write(&paths.trust_json, "{").unwrap();
         let checks = look(&paths);
-        assert_eq!(failed(&checks), ["private", "daemon_yml", "schedules_yml"]);
+        assert_eq!(failed(&checks), ["private", "daemon_yml", "schedules_yml", "trust"]);
         let without = checks.iter().find(|check| check.verdict != Verdict::Ok && check.remedy.is_none());
         assert_eq!(without, None);
     }

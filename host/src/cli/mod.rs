@@ -186,8 +186,7 @@ fn dispatch(command: Command, context: &Context) -> anyhow::Result<u8> {
         }
         Command::Config(command) => with_world(context, |world| config::run(command, world, context.style))?,
         Command::Doctor => with_world(context, |world| {
-            let exe = std::env::current_exe().ok();
-            doctor::run(world, exe.as_deref().and_then(std::path::Path::parent), context.style)
+            doctor::run(world, &crate::boot::plugins::search(world.paths, world.env), context.style)
         })?,
         Command::Wal(command) => wal::run(command, context)?,
         Command::Backup(args) => maintenance::backup(&args, context)?,

@@ -1,5 +1,5 @@
 //! Where everything of a root lies, in one place. Nothing here touches a file except to look for the
-//! root and for plugins.
+//! root.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -57,6 +57,8 @@ pub struct Paths {
     pub logs: PathBuf,
     /// `.kairos/plugins`
     pub plugins: PathBuf,
+    /// `.kairos/plugins/trust.json`: which plugins and signing keys are trusted.
+    pub trust_json: PathBuf,
     /// `.kairos/state/plugins`: copies of loaded plugins by their sha256.
     pub plugin_store: PathBuf,
 }
@@ -82,6 +84,7 @@ impl Paths {
             proposals: run.join("proposals"),
             wal: dot.join("wal"),
             logs: dot.join("logs"),
+            trust_json: dot.join("plugins/trust.json"),
             plugins: dot.join("plugins"),
             config,
             state,
@@ -147,35 +150,6 @@ impl Paths {
         }
         Err(FileError::new("put a socket into", dir, std::io::ErrorKind::PermissionDenied.into()))
     }
-
-    /// The files that a plugin's name can mean, in the order they are tried. A value with a slash is
-    /// one path; a name is looked up beside the binary, then in `.kairos/plugins`, then in the
-    /// user's and the system's data directories.
-    #[must_use]
-    pub fn plugin_candidates(&self, plugin: &str, exe_dir: Option<&Path>, env: &Env) -> Vec<PathBuf> {
-        if plugin.contains('/') {
-            return vec![self.at_root(Path::new(plugin))];
-        }
-        let file = format!("lib{}.so", plugin.replace('-', "_"));
-        let home = env.dir("HOME").map(|home| home.join(".local/share"));
-        let user = env.dir("XDG_DATA_HOME").or(home);
-        let system = env.get("XDG_DATA_DIRS").unwrap_or("/usr/local/share:/usr/share");
-        let data =
-            user.into_iter().chain(system.split(':').map(PathBuf::from).filter(|dir| dir.is_absolute()));
-        exe_dir
-            .map(Path::to_owned)
-            .into_iter()
-            .chain([self.plugins.clone()])
-            .chain(data.map(|dir| dir.join("kairos/plugins")))
-            .map(|dir| dir.join(&file))
-            .collect()
-    }
-
-    /// The first candidate that exists.
-    #[must_use]
-    pub fn find_plugin(&self, plugin: &str, exe_dir: Option<&Path>, env: &Env) -> Option<PathBuf> {
-        self.plugin_candidates(plugin, exe_dir, env).into_iter().find(|path| path.is_file())
-    }
 }
 
 fn fits(path: &Path) -> bool {
@@ -227,24 +201,5 @@ mod tests {
         Paths::prepare_socket_dir(&own.join("s")).unwrap();
         fs::set_permissions(&own, fs::Permissions::from_mode(0o777)).unwrap();
         assert!(matches!(Paths::prepare_socket_dir(&own.join("s")), Err(FileError::Refused { .. })));
-    }
-
-    #[test]
-    fn plugin_names_and_paths_are_told_apart() {
-        let paths = Paths::new("/w");
-        let env: Env = [("HOME", "/home/u"), ("XDG_DATA_DIRS", "/usr/share")].into_iter().collect();
-        assert_eq!(
-            paths.plugin_candidates("a-b", Some(Path::new("/bin")), &env),
-            [
-                "/bin/liba_b.so",
-                "/w/.kairos/plugins/liba_b.so",
-                "/home/u/.local/share/kairos/plugins/liba_b.so",
-                "/usr/share/kairos/plugins/liba_b.so"
-            ]
-            .map(PathBuf::from)
-        );
-        let one = |plugin| paths.plugin_candidates(plugin, None, &env);
-        assert_eq!(one("./my/libq.so"), [PathBuf::from("/w/./my/libq.so")]);
-        assert_eq!(one("/opt/libq.so"), [PathBuf::from("/opt/libq.so")]);
     }
 }

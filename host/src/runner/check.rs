@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::load_error::LoadError;
 use super::manifest::PluginFile;
-use super::{PluginStore, library};
+use super::{CAbi, PluginStore, library};
 
 /// The answer. Serialised as `plugin check --json` prints it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -62,7 +62,7 @@ pub fn check(path: &Path) -> CheckReport {
 fn inspect(path: &Path, report: &mut CheckReport) -> Result<(), LoadError> {
     let plugin = PluginFile::open(path)?;
     let manifest = &plugin.manifest;
-    report.abi = Some(format!("rust {}", manifest.api));
+    report.abi = Some(format!("{} {}", manifest.abi, manifest.api));
     report.name = Some(manifest.name.clone());
     report.version = Some(manifest.version.clone());
     report.sha256 = Some(plugin.sha256.clone());
@@ -79,7 +79,11 @@ fn inspect(path: &Path, report: &mut CheckReport) -> Result<(), LoadError> {
         reason: error.to_string(),
     })?;
     let copy = PluginStore::new(dir.path()).keep(&plugin)?;
-    library::load(&copy, manifest).map(|_| ())
+    if manifest.abi == "c" {
+        CAbi::check(&copy, manifest)
+    } else {
+        library::load(&copy, manifest).map(|_| ())
+    }
 }
 
 impl CheckReport {
@@ -97,7 +101,8 @@ impl CheckReport {
             line("runner", &format!("{name} {version}"));
         }
         if let (Some(abi), Some(rustc)) = (&self.abi, &self.rustc) {
-            line("abi", &format!("{abi}, {rustc}"));
+            let compiler = if rustc.is_empty() { String::new() } else { format!(", {rustc}") };
+            line("abi", &format!("{abi}{compiler}"));
         }
         if let (Some(sha256), Some(size)) = (&self.sha256, self.size) {
             line("file", &format!("sha256 {sha256}, {size} bytes"));

@@ -14,10 +14,12 @@ use kairos_plugin_api::manifest::Manifest;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::c_abi::CAbi;
 use super::load_error::LoadError;
 use super::manifest::PluginFile;
-use super::plugin_store::{PluginStore, SearchPath};
+use super::plugin_store::PluginStore;
 use super::rust_abi::RustAbi;
+use super::search::SearchPath;
 use super::worker::{MEMORY_BYTES, WorkerFactory, WorkerSpec};
 use super::{HostCalls, RunnerBackend, library};
 
@@ -179,7 +181,11 @@ pub fn map(
     setup: &Setup,
     home: Arc<dyn HostCalls>,
 ) -> Result<Box<dyn RunnerBackend>, LoadError> {
-    Ok(Box::new(RustAbi::load(path, sha256, manifest, setup, home)?))
+    Ok(if manifest.abi == "c" {
+        Box::new(CAbi::load(path, sha256, manifest, setup, home)?)
+    } else {
+        Box::new(RustAbi::load(path, sha256, manifest, setup, home)?)
+    })
 }
 
 /// What an instance of this runner is made from.

@@ -15,9 +15,10 @@ use std::sync::{Mutex, PoisonError};
 
 use abi_stable::StableAbi;
 use abi_stable::abi_stability::abi_checking::{AbiInstabilityErrors, check_layout_compatibility};
-use abi_stable::library::{AbiHeaderRef, LibHeader, ROOT_MODULE_LOADER_NAME_WITH_NUL, RootModuleError};
+use abi_stable::library::{AbiHeaderRef, LibHeader, RootModuleError};
 use abi_stable::type_layout::TypeLayout;
-use kairos_plugin_api::abi::{API_VERSION, RunnerModRef};
+use kairos_plugin_api::abi::{API_VERSION, ROOT_SYMBOL, RunnerModRef};
+use kairos_plugin_api::c_abi;
 use kairos_plugin_api::manifest::Manifest;
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
@@ -51,7 +52,7 @@ pub fn leaked() -> Leaked {
 /// `wrong_major`, `panic_abort`, `bad_manifest`.
 pub fn check_manifest(manifest: &Manifest) -> Result<(), LoadError> {
     check_version(manifest)?;
-    if manifest.panic == "abort" { Err(LoadError::PanicAbort) } else { Ok(()) }
+    if manifest.abi == "rust" && manifest.panic == "abort" { Err(LoadError::PanicAbort) } else { Ok(()) }
 }
 
 /// Refuses by manifest what no process of this host can map.
@@ -64,9 +65,12 @@ pub fn check_version(manifest: &Manifest) -> Result<(), LoadError> {
     if host.0 != found.0 {
         return Err(LoadError::WrongMajor { found: manifest.api.clone(), host: format!("{}.x", host.0) });
     }
-    match manifest.panic.as_str() {
-        "unwind" | "abort" => Ok(()),
-        other => Err(LoadError::BadManifest(format!("panic strategy {other:?}"))),
+    match (manifest.abi.as_str(), manifest.panic.as_str()) {
+        ("rust", "unwind" | "abort") | ("c", _) => Ok(()),
+        ("rust", other) => Err(LoadError::BadManifest(format!("panic strategy {other:?}"))),
+        (other, _) => {
+            Err(LoadError::BadManifest(format!("abi {other:?}; this host knows \"rust\" and \"c\"")))
+        }
     }
 }
 
@@ -96,22 +100,41 @@ pub fn load(path: &Path, manifest: &Manifest) -> Result<RunnerModRef, LoadError>
     Ok(module)
 }
 
+/// Maps the library at `path` as [`load`] does and gives its C entry, not yet called.
+///
+/// # Errors
+/// See [`load`]; `not_a_runner` when there is no entry.
+pub fn load_c(path: &Path, manifest: &Manifest) -> Result<c_abi::Entry, LoadError> {
+    check_version(manifest)?;
+    // SAFETY: a library whose manifest says "c" exports the function of the header by this name.
+    unsafe { symbol::<c_abi::Entry>(path, c_abi::ENTRY) }
+}
+
 fn open(path: &Path) -> Result<&'static LibHeader, LoadError> {
+    // SAFETY: the symbol, where it exists, is the `LibHeader` that plugin-api's macro exports;
+    // the handle only reads its fixed first part until `upgrade` has found the magic in it.
+    let header = unsafe { symbol::<AbiHeaderRef>(path, ROOT_SYMBOL) }?;
+    header
+        .upgrade()
+        .map_err(|error| LoadError::LayoutMismatch(first_lines(&format!("other abi_stable: {error}"))))
+}
+
+/// Maps the library for good and gives one of its symbols.
+///
+/// # Safety
+/// The symbol, where it exists, must be a `T`.
+unsafe fn symbol<T: Copy>(path: &Path, name: &str) -> Result<T, LoadError> {
     // SAFETY: opening runs the library's constructors, which nobody can vouch for; the operator
     // chose to trust this file in this process. Its file never changes while it is mapped.
     let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE) };
     let library = library.map_err(|error| LoadError::LoadFailed(reason(&error)))?;
     let size = path.metadata().map_or(0, |meta| meta.len());
     LEAKED.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned(), size);
-    // SAFETY: the symbol, where it exists, is the `LibHeader` that plugin-api's macro exports;
-    // the handle only reads its fixed first part until `upgrade` has found the magic in it.
-    let header = unsafe { library.get::<AbiHeaderRef>(ROOT_MODULE_LOADER_NAME_WITH_NUL.as_bytes()) };
-    let header = header.map(|symbol| *symbol).map_err(|_| LoadError::NotARunner);
+    // SAFETY: the caller's word.
+    let found = unsafe { library.get::<T>(name.as_bytes()) }.map(|symbol| *symbol);
     // The handle is given up, not closed: see the module's text.
     std::mem::forget(library);
-    header?
-        .upgrade()
-        .map_err(|error| LoadError::LayoutMismatch(first_lines(&format!("other abi_stable: {error}"))))
+    found.map_err(|_| LoadError::NotARunner)
 }
 
 /// A plugin may be newer than this host, which then must find all it knows in it, or older,

@@ -80,6 +80,9 @@ pub enum LoadError {
     /// A manifest, but no runner: the root symbol is missing.
     #[error("exports no runner")]
     NotARunner,
+    /// A C entry whose table of functions cannot be used.
+    #[error("its table of functions cannot be used: {0}")]
+    BadTable(String),
     /// The types differ from those of this host. Three lines.
     #[error("{0}")]
     LayoutMismatch(String),
@@ -186,6 +189,7 @@ impl LoadError {
             Self::BadManifest(_) => "bad_manifest",
             Self::WrongMajor { .. } => "wrong_major",
             Self::NotARunner => "not_a_runner",
+            Self::BadTable(_) => "bad_table",
             Self::LayoutMismatch(_) => "layout_mismatch",
             Self::NoLayout => "no_layout",
             Self::LoadFailed(_) => "load_failed",

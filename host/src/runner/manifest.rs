@@ -5,7 +5,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use kairos_plugin_api::manifest::{Manifest, SECTION};
 use object::Endianness;
@@ -14,6 +14,7 @@ use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
 use sha2::{Digest, Sha256};
 
 use super::load_error::LoadError;
+use super::trust::Credentials;
 
 /// Most bytes of a plugin: forty times a large debug build.
 pub const MAX_SIZE: u64 = 256 << 20;
@@ -32,6 +33,10 @@ pub struct PluginFile {
     pub sha256: String,
     /// What it says about itself.
     pub manifest: Manifest,
+    /// Where it was read; none for a kept copy.
+    pub origin: Option<PathBuf>,
+    /// What was kept with a copy to speak for it.
+    pub kept: Credentials,
 }
 
 impl PluginFile {
@@ -43,7 +48,8 @@ impl PluginFile {
         let bytes = read(path)?;
         let manifest = manifest_of(&bytes)?;
         let sha256 = hex::encode(Sha256::digest(&bytes));
-        Ok(Self { bytes, sha256, manifest })
+        let origin = Some(path.to_owned());
+        Ok(Self { bytes, sha256, manifest, origin, kept: Credentials::default() })
     }
 }
 
@@ -101,6 +107,8 @@ pub fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
 /// `not_elf`, `wrong_arch`, `truncated`, `no_manifest`, `bad_manifest`.
 pub fn manifest_of(bytes: &[u8]) -> Result<Manifest, LoadError> {
     let section = section_of(bytes)?;
+    // In C a text ends with a zero.
+    let section = section.strip_suffix(b"\0").unwrap_or(section);
     if section.len() > MAX_MANIFEST {
         return Err(LoadError::BadManifest(format!("{} bytes are too many", section.len())));
     }

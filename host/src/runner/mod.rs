@@ -5,6 +5,7 @@
 //! No store transaction or lock is held across a call.
 
 mod builtin;
+mod c_abi;
 mod check;
 mod death;
 mod launch;
@@ -14,7 +15,9 @@ pub mod manifest;
 pub mod plugin_store;
 mod pool;
 mod rust_abi;
+mod search;
 mod slot;
+pub mod trust;
 pub mod worker;
 
 use std::any::Any;
@@ -27,12 +30,14 @@ use kairos_plugin_api::{CallError, Mandate, Report, State};
 pub use kairos_plugin_api::context::{HostCalls, method};
 
 pub use builtin::Builtin;
+pub use c_abi::CAbi;
 pub use check::{CheckError, CheckReport, check};
 pub use death::Death;
 pub use launch::{Isolation, Launcher, RunnerConfig, map};
 pub use load_error::LoadError;
-pub use plugin_store::{PluginStore, SearchPath};
+pub use plugin_store::PluginStore;
 pub use rust_abi::RustAbi;
+pub use search::SearchPath;
 pub use slot::{Generation, RunnerStatus, RunnerStatusError, Runners};
 pub use worker::{Worker, WorkerFactory, WorkerSpec};
 

@@ -136,7 +136,18 @@ fn answer_of(answer: Answer) -> Result<Vec<u8>, CallError> {
     }
 }
 
-fn to_runner_error(error: CallError) -> RunnerError {
+/// A level as it crosses the boundary: from 1, error, to 5, trace.
+pub(super) fn level_of(number: u32) -> tracing::Level {
+    match number {
+        0 | 1 => tracing::Level::ERROR,
+        2 => tracing::Level::WARN,
+        3 => tracing::Level::INFO,
+        4 => tracing::Level::DEBUG,
+        _ => tracing::Level::TRACE,
+    }
+}
+
+pub(super) fn to_runner_error(error: CallError) -> RunnerError {
     match error.code.as_str() {
         code::PANIC => RunnerError::Panic(error.message),
         code::BAD_REPORT => RunnerError::BadReport(error.message),
@@ -172,17 +183,10 @@ impl HostCtx for Bridge {
     }
 
     fn log(&self, level: u32, target: RStr<'_>, message: RStr<'_>, fields: RSlice<'_, u8>) {
-        let level = match level {
-            0 | 1 => tracing::Level::ERROR,
-            2 => tracing::Level::WARN,
-            3 => tracing::Level::INFO,
-            4 => tracing::Level::DEBUG,
-            _ => tracing::Level::TRACE,
-        };
         let fields = serde_json::from_slice(fields.as_slice()).unwrap_or(Value::Null);
         // A log line is not worth an end of anything.
         let _ = catch_unwind(AssertUnwindSafe(|| {
-            self.0.log(level, target.as_str(), message.as_str(), &fields);
+            self.0.log(level_of(level), target.as_str(), message.as_str(), &fields);
         }));
     }
 }

@@ -6,4 +6,5 @@ pub mod entropy;
 pub mod files;
 pub mod gz;
 pub mod lock;
+pub mod sandbox;
 pub mod zones;

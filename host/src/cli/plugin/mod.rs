@@ -1,14 +1,16 @@
-//! `kairos plugin`: what is loaded, and whether a file would load.
+//! `kairos plugin`: one file a subcommand; this one only finds and dispatches.
+
+mod check;
+mod sign;
+mod trust;
 
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 
 use super::Context;
-use super::output::emit;
 use super::status;
-use crate::exit::{Failure, code};
-use crate::runner::check;
+use crate::boot::plugins;
 
 /// Runner plugins.
 #[derive(Debug, Subcommand)]
@@ -16,38 +18,35 @@ pub enum PluginCommand {
     /// List the configured runners with what serves them
     List,
     /// Say whether a plugin loads, and if not, why; runs none of its code before its manifest is read
-    Check {
-        /// The file, or a plugin's name as `daemon.yml` has it
-        file: PathBuf,
-    },
+    Check(check::CheckArgs),
+    /// Trust a plugin's content or a signing key, so that it may run unconfined; list, remove
+    Trust(trust::TrustArgs),
+    /// Make a pair of keys for signing plugins
+    Keygen(sign::KeygenArgs),
+    /// Sign a plugin, so that whoever trusts the key trusts the file
+    Sign(sign::SignArgs),
 }
 
 /// Runs the command.
 ///
 /// # Errors
-/// `check` of a file that does not load: exit 1.
+/// Those of the subcommand.
 pub async fn run(command: PluginCommand, context: &Context) -> anyhow::Result<()> {
     match command {
         PluginCommand::List => status::plugins(context).await,
-        PluginCommand::Check { file } => {
-            let path = find(&file, context);
-            let report = tokio::task::spawn_blocking(move || check(&path)).await?;
-            emit(context.style, &serde_json::to_value(&report)?, |_| report.human())?;
-            match report.errors.first() {
-                None => Ok(()),
-                Some(error) => Err(Failure::new(code::FAILED, error.code, "the plugin does not load").into()),
-            }
-        }
+        PluginCommand::Check(args) => check::run(args, context).await,
+        PluginCommand::Trust(args) => trust::run(args, context),
+        PluginCommand::Keygen(args) => sign::keygen(&args, context),
+        PluginCommand::Sign(args) => sign::sign(&args, context),
     }
 }
 
 /// A name without a slash that is no file here is looked up as the configuration's names are.
 fn find(file: &Path, context: &Context) -> PathBuf {
     let here = context.cwd.join(file);
-    let name = file.to_str().filter(|name| !name.contains('/') && !here.exists());
-    let found = name.zip(context.paths().ok()).and_then(|(name, paths)| {
-        let exe = std::env::current_exe().ok();
-        paths.find_plugin(name, exe.as_deref().and_then(Path::parent), &context.env)
-    });
+    let name = file.to_str().filter(|name| !name.contains('/') && here.symlink_metadata().is_err());
+    let found = name
+        .zip(context.paths().ok())
+        .and_then(|(name, paths)| plugins::search(&paths, &context.env).find(name).ok());
     found.unwrap_or(here)
 }

@@ -9,7 +9,6 @@
 
 use std::fs::File;
 use std::os::unix::net::UnixStream;
-use std::process::ExitCode;
 use std::sync::Arc;
 
 use rustix::io::fcntl_dupfd_cloexec;
@@ -20,12 +19,15 @@ use super::protocol::{Load, Ready, Unfit};
 use super::serve::{Ear, Home, Wire, serve};
 use crate::runner::{RunnerBackend, launch, load_error::LoadError};
 
+/// The hidden subcommand.
+pub const COMMAND: &str = "worker";
+
 /// Exit code of a process that somebody started by hand.
 const NOT_A_WORKER: u8 = 2;
 
-/// Lives as a worker. Called by `main` before anything else.
+/// Lives as a worker: its exit code. Called by `main` before anything else.
 #[must_use]
-pub fn main() -> ExitCode {
+pub fn main() -> u8 {
     // Whatever happens to the daemon, or to the sockets: a worker does not outlive it. A daemon
     // that is gone already has closed the socket, which the first read finds.
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
@@ -34,15 +36,15 @@ pub fn main() -> ExitCode {
         Ok(sockets) => sockets,
         Err(error) => {
             eprintln!("kairos worker is started by the daemon and by nobody else: {error}");
-            return ExitCode::from(NOT_A_WORKER);
+            return NOT_A_WORKER;
         }
     };
     let wire = Arc::new(Wire::new(data));
     match live(&wire, control) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(error) => {
             eprintln!("kairos worker: {error}");
-            ExitCode::FAILURE
+            1
         }
     }
 }

@@ -26,5 +26,5 @@ mod serve;
 mod supervisor;
 
 pub use client::Worker;
-pub use entry::main;
+pub use entry::{COMMAND, main};
 pub use factory::{MEMORY_BYTES, WorkerFactory, WorkerSpec};

@@ -1,0 +1,31 @@
+//! `kairos plugin check`: would this file be a runner here, and if not, why not.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::cli::Context;
+use crate::cli::output::emit;
+use crate::exit::{Failure, code};
+use crate::runner::check;
+
+/// What to look at.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// The file, or a plugin's name as `daemon.yml` has it
+    pub file: PathBuf,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// The file does not load: exit 1.
+pub async fn run(args: CheckArgs, context: &Context) -> anyhow::Result<()> {
+    let path = super::find(&args.file, context);
+    let report = tokio::task::spawn_blocking(move || check(&path)).await?;
+    emit(context.style, &serde_json::to_value(&report)?, |_| report.human())?;
+    match report.errors.first() {
+        None => Ok(()),
+        Some(error) => Err(Failure::new(code::FAILED, error.code, "the plugin does not load").into()),
+    }
+}

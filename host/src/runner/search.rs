@@ -1,0 +1,127 @@
+//! Where the value of a runner's `plugin` key leads: one lookup for the loader, the commands and
+//! the checks. Nothing here reads a file.
+
+use std::path::{Path, PathBuf};
+
+use super::load_error::LoadError;
+
+/// Directories of the system where packages put plugins.
+const SYSTEM: [&str; 2] = ["/usr/local/lib/kairos/plugins", "/usr/lib/kairos/plugins"];
+
+/// Where plugins are looked up.
+#[derive(Clone, Debug)]
+pub struct SearchPath {
+    root: PathBuf,
+    beside: Vec<PathBuf>,
+    own: Vec<PathBuf>,
+    system: Vec<PathBuf>,
+}
+
+impl SearchPath {
+    /// Paths are relative to `root`. Names are looked up beside the executable (in its directory
+    /// `exe_dir` and in `deps` there, where cargo puts what tests need), in `.kairos/plugins` of
+    /// the root, in `kairos/plugins` of the user's `data_home`, and in the system's directories.
+    #[must_use]
+    pub fn new(root: &Path, exe_dir: Option<&Path>, data_home: Option<&Path>) -> Self {
+        let beside = exe_dir.map(|dir| vec![dir.to_owned(), dir.join("deps")]);
+        let mut own = vec![root.join(".kairos/plugins")];
+        own.extend(data_home.map(|home| home.join("kairos/plugins")));
+        Self {
+            root: root.to_owned(),
+            beside: beside.unwrap_or_default(),
+            own,
+            system: SYSTEM.map(PathBuf::from).to_vec(),
+        }
+    }
+
+    /// Looks into `kairos/plugins` of these directories too, before the last of the system's.
+    #[must_use]
+    pub fn with_data_dirs(mut self, dirs: impl IntoIterator<Item = PathBuf>) -> Self {
+        let last = std::mem::take(&mut self.system);
+        self.system = dirs.into_iter().map(|dir| dir.join("kairos/plugins")).chain(last).collect();
+        self
+    }
+
+    /// The directories that hold what came with the executable.
+    #[must_use]
+    pub fn beside(&self) -> &[PathBuf] {
+        &self.beside
+    }
+
+    /// The system's directories.
+    #[must_use]
+    pub fn system(&self) -> &[PathBuf] {
+        &self.system
+    }
+
+    /// The directories, in the order in which they are looked at.
+    pub fn dirs(&self) -> impl Iterator<Item = &PathBuf> {
+        self.beside.iter().chain(&self.own).chain(&self.system)
+    }
+
+    /// The files that `plugin` can mean, in the order they are tried: a value with a slash is one
+    /// path, `a-b` means `liba_b.so`.
+    #[must_use]
+    pub fn candidates(&self, plugin: &str) -> Vec<PathBuf> {
+        if plugin.contains('/') {
+            return vec![self.root.join(plugin)];
+        }
+        let file = format!("lib{}.so", plugin.replace('-', "_"));
+        self.dirs().map(|dir| dir.join(&file)).collect()
+    }
+
+    /// The first candidate that is there, whatever it is.
+    ///
+    /// # Errors
+    /// `not_found`, with the places.
+    pub fn find(&self, plugin: &str) -> Result<PathBuf, LoadError> {
+        let looked = self.candidates(plugin);
+        match looked.iter().find(|path| path.symlink_metadata().is_ok()) {
+            Some(path) => Ok(path.clone()),
+            None => Err(LoadError::NotFound { plugin: plugin.to_owned(), looked }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_looked_up_in_order_and_paths_from_the_root() {
+        let root = tempfile::tempdir().expect("a directory");
+        let exe = root.path().join("bin");
+        let search = SearchPath::new(root.path(), Some(&exe), Some(&root.path().join("data")));
+        let first = exe.join("deps/liba_b.so");
+        let second = root.path().join("data/kairos/plugins/liba_b.so");
+        for path in [&first, &second] {
+            std::fs::create_dir_all(path.parent().expect("a parent")).expect("made");
+            std::fs::File::create(path).expect("made");
+        }
+        assert_eq!(search.find("a-b"), Ok(first.clone()));
+        std::fs::remove_file(&first).expect("removed");
+        assert_eq!(search.find("a-b"), Ok(second));
+        assert_eq!(search.find("./bin/deps"), Ok(root.path().join("./bin/deps")));
+        let error = search.find("missing").expect_err("there is none");
+        assert_eq!(error.code(), "not_found");
+        assert!(error.to_string().contains("bin/libmissing.so"), "{error}");
+    }
+
+    #[test]
+    fn every_place_has_its_turn() {
+        let search = SearchPath::new(Path::new("/w"), Some(Path::new("/bin")), Some(Path::new("/home/u/d")))
+            .with_data_dirs([PathBuf::from("/usr/share")]);
+        let expected = [
+            "/bin/liba_b.so",
+            "/bin/deps/liba_b.so",
+            "/w/.kairos/plugins/liba_b.so",
+            "/home/u/d/kairos/plugins/liba_b.so",
+            "/usr/share/kairos/plugins/liba_b.so",
+            "/usr/local/lib/kairos/plugins/liba_b.so",
+            "/usr/lib/kairos/plugins/liba_b.so",
+        ];
+        assert_eq!(search.candidates("a-b"), expected.map(PathBuf::from));
+        assert_eq!(search.candidates("./my/libq.so"), [PathBuf::from("/w/./my/libq.so")]);
+        assert_eq!(search.candidates("/opt/libq.so"), [PathBuf::from("/opt/libq.so")]);
+    }
+}

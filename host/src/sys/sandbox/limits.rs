@@ -1,0 +1,53 @@
+//! Resource limits of a confined process. They bind each process by itself; the soft limit is the
+//! hard one, and without capabilities nobody raises it again.
+
+use rustix::process::{Resource, Rlimit, setrlimit};
+
+use super::{Confinement, raw};
+
+/// Address space beside the memory that may be written: code, mapped files, reserves of the
+/// allocator, which never become memory.
+const UNWRITTEN_BYTES: u64 = 1 << 30;
+
+/// Everything but the number of processes, which counts only inside the new user namespace.
+pub(super) fn enter(wanted: &Confinement) -> Result<(), String> {
+    let mut faults = Vec::new();
+    let mut limit = |name: &str, resource, value: Option<u64>| {
+        let Some(value) = value else { return };
+        if let Err(error) = set(resource, value) {
+            faults.push(format!("{name}: {error}"));
+        }
+    };
+    limit("core", Resource::Core, Some(0));
+    limit("memory", Resource::Data, wanted.memory_bytes);
+    limit(
+        "address space",
+        Resource::As,
+        wanted.memory_bytes.map(|bytes| bytes.saturating_add(UNWRITTEN_BYTES)),
+    );
+    limit("cpu", Resource::Cpu, wanted.cpu_seconds);
+    limit("open files", Resource::Nofile, wanted.open_files);
+    limit("locked memory", Resource::Memlock, Some(0));
+    limit("message queues", Resource::Msgqueue, Some(0));
+    if wanted.file_bytes.is_some() {
+        raw::ignore_file_size_signal();
+    }
+    limit("file size", Resource::Fsize, wanted.file_bytes);
+    if faults.is_empty() { Ok(()) } else { Err(faults.join(", ")) }
+}
+
+/// The number of processes and threads. Outside a user namespace of its own this would count
+/// everything that the user runs, so it is for after that; the kernel exempts root.
+pub(super) fn processes(wanted: &Confinement) -> Result<(), String> {
+    match wanted.processes {
+        Some(count) => set(Resource::Nproc, count).map_err(|error| format!("processes: {error}")),
+        None => Ok(()),
+    }
+}
+
+fn set(resource: Resource, value: u64) -> rustix::io::Result<()> {
+    let present = rustix::process::getrlimit(resource);
+    // A limit that is lower already stays; asking for more would be refused.
+    let value = present.maximum.map_or(value, |maximum| maximum.min(value));
+    setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) })
+}
