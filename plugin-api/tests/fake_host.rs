@@ -5,9 +5,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use kairos_plugin_api::context::method;
-use kairos_plugin_api::testing::{FakeHost, survives_cuts};
+use kairos_plugin_api::testing::{ANY, FakeHost, survives_cuts};
 use kairos_plugin_api::{CallError, Context, CycleRunner, LlmRequest, Mandate, Report, Usage, code};
 use serde_json::{Value, json};
+use std::time::Duration;
 
 /// Looks, asks, acts, remembers. With `stubborn` it swallows errors and says ok.
 struct Worker {
@@ -156,4 +157,88 @@ fn a_panic_becomes_an_error_of_the_cycle() {
     // The same panic after the host parked the cycle: parked it is.
     let parked = FakeHost::new().fail_at(method::LLM, 1, CallError::new(code::PAUSED, "parked"));
     assert_eq!(parked.run(&Rash, &Mandate::new("m", "g")).unwrap_err().code, code::PAUSED);
+}
+
+#[test]
+fn a_fault_strikes_at_the_chosen_call_of_any_kind() {
+    // The third call of this cycle is `now`; `phase` and the tool came before it.
+    let host = script().fail_at(ANY, 3, CallError::new(code::PAUSED, "parked"));
+    assert_eq!(host.run(&worker(json!({})), &Mandate::new("m", "g")).unwrap_err().code, code::PAUSED);
+    assert_eq!(host.steps().len(), 1);
+    let host = script().fail_at("tool:fs.read", 1, CallError::new(code::DENIED, "not that file"));
+    assert_eq!(host.run(&worker(json!({})), &Mandate::new("m", "g")).unwrap_err().code, code::DENIED);
+    assert_eq!(host.steps()[0].answer.as_ref().unwrap_err().code, code::DENIED);
+}
+
+#[test]
+fn a_call_that_outlasts_the_deadline_is_ended_by_it() {
+    let at = "2026-01-01T00:01:00Z".parse().unwrap();
+    let minute = Duration::from_secs(60);
+    let host = script().deadline(at).takes(method::LLM, 1, minute);
+    let error = host.run(&worker(json!({})), &Mandate::new("m", "g")).unwrap_err();
+    assert_eq!(error.code, code::DEADLINE);
+    assert_eq!(host.metered(), Usage::ZERO);
+    // The same time spent in a shorter call leaves the cycle its end.
+    let host = script().deadline(at).takes(method::LLM, 1, minute / 2);
+    host.run(&worker(json!({})), &Mandate::new("m", "g")).unwrap();
+}
+
+#[test]
+fn a_cycle_that_is_asked_to_end_goes_on_from_its_record() {
+    let host = script().cancel_at("phase", 2);
+    let mandate = Mandate::new("m", "g");
+    // The phase itself is answered; the effect after it is not.
+    assert_eq!(host.run(&worker(json!({})), &mandate).unwrap_err().code, code::STOPPED);
+    assert_eq!(host.phases(), ["observe", "decide"]);
+    assert_eq!(host.run(&worker(json!({})), &mandate).unwrap().status, kairos_plugin_api::Status::Ok);
+}
+
+#[test]
+fn a_crash_loses_the_outcome_and_keeps_the_record() {
+    let host = script().crash_at(method::LLM, 1);
+    let mandate = Mandate::new("m", "g");
+    assert!(host.run(&worker(json!({})), &mandate).is_err());
+    assert!(host.was_cut());
+    assert_eq!(host.steps().len(), 3);
+    host.run(&worker(json!({})), &mandate).unwrap();
+    assert!(!host.was_cut());
+    assert_eq!(host.metered().llm_calls, 1);
+}
+
+#[test]
+fn usage_booked_after_the_end_of_an_attempt_leaves_no_step_in_its_way() {
+    let host = script().stop_at(method::LLM, 1);
+    let mandate = Mandate::new("m", "g");
+    let stubborn = worker(json!({"stubborn": true}));
+    assert_eq!(host.run(&stubborn, &mandate).unwrap_err().code, code::STOPPED);
+    assert!(host.steps().is_empty());
+    // The second attempt asks the same and is not told that it differs.
+    let host = host.reply("second");
+    assert_eq!(host.run(&stubborn, &mandate).unwrap().input_tokens, 7);
+    assert_eq!(host.claimed().input_tokens, 14);
+}
+
+#[test]
+fn the_record_reads_as_a_write_ahead_log_and_the_ledger_as_the_daemon_books() {
+    let host = script();
+    host.run(&worker(json!({})), &Mandate::new("m", "g")).unwrap();
+    let wal = host.wal();
+    let ids: Vec<&str> = wal.iter().map(|line| line["step_id"].as_str().unwrap()).collect();
+    assert_eq!(ids, ["tool_001_001", "answer_001_002", "answer_001_003", "llm_001_004", "answer_001_005"]);
+    assert_eq!((&wal[0]["tool"], &wal[0]["phase"]), (&json!("fs.read"), &json!("observe")));
+    assert_eq!((&wal[3]["status"], &wal[3]["phase"]), (&json!("completed"), &json!("decide")));
+    assert_eq!(host.booked(), Usage { llm_calls: 1, output_tokens: 3, ..Usage::ZERO });
+    // A report claims totals: what was booked before is part of it.
+    let host = FakeHost::new().reply("a").reply("b");
+    host.run(&worker(json!({"stubborn": true})), &Mandate::new("m", "g")).unwrap();
+    assert_eq!(host.booked(), Usage { llm_calls: 2, input_tokens: 7, ..Usage::ZERO });
+}
+
+#[test]
+fn the_limits_of_the_daemon_hold_here_too() {
+    let ctx = FakeHost::new().context();
+    assert_eq!(ctx.phase("no words here").unwrap_err().code, code::INVALID);
+    assert_eq!(ctx.state_put("", &1).unwrap_err().code, code::INVALID);
+    assert_eq!(ctx.state_put("k", &"x".repeat(300 << 10)).unwrap_err().code, code::INVALID);
+    assert_eq!(ctx.random(1025).unwrap_err().code, code::INVALID);
 }

@@ -26,6 +26,7 @@
 //! assert_eq!(host.steps().len(), 1);
 //! ```
 
+mod faults;
 mod replay;
 mod world;
 
@@ -34,19 +35,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::adapter::run_guarded;
-use crate::context::Context;
+use crate::context::{Context, HostCalls, method};
 use crate::effect::{LlmReply, LlmRequest, ToolReply};
-use crate::error::{CallError, code};
+use crate::error::CallError;
 use crate::mandate::Mandate;
 use crate::report::Report;
 use crate::runner::CycleRunner;
 use crate::usage::Usage;
 
+pub use faults::ANY;
 pub use replay::survives_cuts;
-use world::{Fault, World};
+use world::World;
 
 /// A scripted host. Clones share one script and one record, so a test can keep one to look at.
 #[derive(Clone)]
@@ -59,10 +61,21 @@ pub struct FakeHost {
 pub struct Step {
     /// Which call, one of [`crate::context::method`].
     pub method: String,
+    /// The phase that the runner had named last.
+    pub phase: Option<String>,
     /// What was asked.
     pub request: Value,
     /// What was answered; an error that the runner was given stands here as its JSON.
     pub answer: Result<Value, CallError>,
+}
+
+impl Step {
+    /// The tool's name; the method's of any other call.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        let tool = (self.method == method::TOOL).then(|| self.request["name"].as_str()).flatten();
+        tool.unwrap_or(&self.method)
+    }
 }
 
 /// One line the runner logged.
@@ -151,26 +164,6 @@ impl FakeHost {
         self
     }
 
-    /// The `nth` time (from 1) that the host is really asked for `method`, replays not counted,
-    /// it answers with this error, once.
-    #[must_use]
-    pub fn fail_at(self, method: &str, nth: usize, error: CallError) -> Self {
-        self.lock().faults.push(Fault { method: method.to_owned(), nth, error });
-        self
-    }
-
-    /// The daemon stops at the `nth` call of `method`.
-    #[must_use]
-    pub fn stop_at(self, method: &str, nth: usize) -> Self {
-        self.fail_at(method, nth, CallError::new(code::STOPPED, "the daemon stops"))
-    }
-
-    /// The day's budget is used up at the `nth` call of `method`.
-    #[must_use]
-    pub fn budget_exhausted_at(self, method: &str, nth: usize) -> Self {
-        self.fail_at(method, nth, CallError::new(code::BUDGET_EXHAUSTED, "the day's limit is reached"))
-    }
-
     /// The time it is.
     #[must_use]
     pub fn at(self, now: DateTime<Utc>) -> Self {
@@ -202,9 +195,21 @@ impl FakeHost {
     /// # Errors
     /// The cycle's error; `panic` when the runner panicked.
     pub fn run<R: CycleRunner>(&self, runner: &R, mandate: &Mandate) -> Result<Report, CallError> {
-        self.lock().begin_attempt();
-        let ctx = self.context();
-        let (outcome, _) = run_guarded(runner, mandate, &ctx);
+        self.attempt(mandate, |host| run_guarded(runner, mandate, &Context::new(host)).0)
+    }
+
+    /// The same for a runner behind something else, a process for example: `run` is given the host
+    /// and gives the outcome.
+    ///
+    /// # Errors
+    /// Those of `run`.
+    pub fn attempt(
+        &self,
+        mandate: &Mandate,
+        run: impl FnOnce(Arc<dyn HostCalls>) -> Result<Report, CallError>,
+    ) -> Result<Report, CallError> {
+        self.lock().begin_attempt(mandate.cycle);
+        let outcome = run(Arc::new(self.clone()));
         self.lock().end_attempt(&outcome);
         outcome
     }
@@ -212,6 +217,7 @@ impl FakeHost {
     /// A view of this host for tests that call a part of a runner.
     #[must_use]
     pub fn context(&self) -> Context {
+        self.lock().ending = None;
         Context::new(Arc::new(self.clone()))
     }
 
@@ -229,6 +235,38 @@ impl FakeHost {
     #[must_use]
     pub fn steps(&self) -> Vec<Step> {
         self.lock().record.clone()
+    }
+
+    /// The recorded steps as lines of the write-ahead log, in its words, with the request and the
+    /// answer themselves in the place of their hashes.
+    #[must_use]
+    pub fn wal(&self) -> Vec<Value> {
+        let world = self.lock();
+        let line = |(at, step): (usize, &Step)| {
+            let effect = [method::LLM, method::TOOL, method::PROPOSE].contains(&step.method.as_str());
+            let kind = if effect { step.method.as_str() } else { "answer" };
+            let (status, key, answer) = match &step.answer {
+                Ok(answer) => ("completed", "answer", answer.clone()),
+                Err(error) => ("failed", "error", json!(error)),
+            };
+            json!({"op": "append", "step_id": format!("{kind}_{:03}_{:03}", world.cycle, at + 1), "step": at + 1,
+                "kind": kind, "tool": step.name(), "phase": step.phase, "status": status,
+                "request": step.request, key: answer})
+        };
+        world.record.iter().enumerate().map(line).collect()
+    }
+
+    /// True when the present or last attempt was cut, as a crash would: its outcome is lost.
+    #[must_use]
+    pub fn was_cut(&self) -> bool {
+        self.lock().was_cut
+    }
+
+    /// What the ledger holds after all runs: of each cycle what was metered, and beyond it the
+    /// greater of what was booked and what the report claims.
+    #[must_use]
+    pub fn booked(&self) -> Usage {
+        self.lock().booked()
     }
 
     /// The phases that the present or last attempt went through.

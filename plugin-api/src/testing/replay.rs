@@ -24,8 +24,7 @@ pub fn survives_cuts<R: CycleRunner>(
     let report = whole.run(&new()?, mandate).map_err(|error| format!("the undisturbed run: {error}"))?;
     let steps = whole.steps();
     for cut in 0..=steps.len() {
-        let host = script();
-        host.lock().cut = Some(cut);
+        let host = script().cut_at_step(cut);
         // The outcome of the cut attempt is lost, as in a crash; only the record remains.
         let _ = host.run(&new()?, mandate);
         let recorded = host.steps().len();

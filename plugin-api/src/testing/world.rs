@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use super::faults::Fault;
 use super::{FakeHost, LogLine, Step};
 use crate::context::{HostCalls, method};
 use crate::effect::{LlmReply, LlmRequest, ToolCall, ToolReply};
@@ -17,12 +18,13 @@ use crate::usage::Usage;
 type LlmAnswers = Box<dyn FnMut(&LlmRequest) -> Result<LlmReply, CallError> + Send>;
 type ToolAnswers = Box<dyn FnMut(&Value) -> Result<ToolReply, CallError> + Send>;
 
-/// An error that the script wants at one certain call.
-pub(super) struct Fault {
-    pub method: String,
-    pub nth: usize,
-    pub error: CallError,
-}
+/// Largest request of a runner, longest name of a phase and key of a state, largest value under one
+/// key and most that one cycle puts, all in bytes, and most random bytes of one call: the daemon's.
+const REQUEST_MAX: usize = 8 << 20;
+const NAME_MAX: usize = 128;
+const STATE_VALUE_MAX: usize = 256 << 10;
+const STATE_PUTS_MAX: usize = 1 << 20;
+const RANDOM_MAX: u64 = 1024;
 
 /// Everything behind the lock.
 pub(super) struct World {
@@ -44,8 +46,17 @@ pub(super) struct World {
     pub progress: Vec<(String, Option<f64>)>,
     /// Before which step the attempt is cut, and its outcome lost.
     pub cut: Option<usize>,
-    position: usize,
-    asked: HashMap<String, usize>,
+    pub was_cut: bool,
+    /// The answer that ended the attempt.
+    pub ending: Option<CallError>,
+    pub cycle: u32,
+    pub(super) position: usize,
+    pub(super) asked: HashMap<String, usize>,
+    /// Of the present cycle, and what the cycles before it came to.
+    cycle_metered: Usage,
+    cycle_claimed: Usage,
+    settled: Usage,
+    put_bytes: usize,
     puts: BTreeMap<String, Value>,
     random: u64,
     busy: bool,
@@ -72,8 +83,15 @@ impl World {
             logs: Vec::new(),
             progress: Vec::new(),
             cut: None,
+            was_cut: false,
+            ending: None,
+            cycle: 1,
             position: 0,
             asked: HashMap::new(),
+            cycle_metered: Usage::ZERO,
+            cycle_claimed: Usage::ZERO,
+            settled: Usage::ZERO,
+            put_bytes: 0,
             puts: BTreeMap::new(),
             random: 0x9e37_79b9_7f4a_7c15,
             busy: false,
@@ -81,45 +99,60 @@ impl World {
         }
     }
 
-    pub(super) fn begin_attempt(&mut self) {
+    pub(super) fn begin_attempt(&mut self, cycle: u32) {
         if self.finished {
             self.record.clear();
             self.finished = false;
         }
+        self.cycle = cycle;
         self.position = 0;
         self.stopping = false;
+        self.ending = None;
+        self.was_cut = false;
         self.puts.clear();
+        self.put_bytes = 0;
         self.phases.clear();
         self.progress.clear();
     }
 
     pub(super) fn end_attempt(&mut self, outcome: &Result<Report, CallError>) {
-        if self.cut.take().is_some() || outcome.as_ref().is_err_and(CallError::ends_attempt) {
+        if self.cut.take().is_some() || self.was_cut {
+            self.was_cut = true;
+            return;
+        }
+        if outcome.as_ref().is_err_and(CallError::ends_attempt) {
             return;
         }
         self.finished = true;
+        let claim = outcome.as_ref().map_or(Usage::ZERO, Report::usage).minus(self.cycle_metered);
+        self.settled = self.settled.plus(self.cycle_metered).plus(claim.max(self.cycle_claimed));
+        (self.cycle_metered, self.cycle_claimed) = (Usage::ZERO, Usage::ZERO);
         if outcome.is_ok() {
             self.state.append(&mut self.puts);
         }
     }
 
-    /// The error the script or the clock has for this call, if any.
-    fn refusal(&mut self, method: &str) -> Option<CallError> {
-        let asked = self.asked.entry(method.to_owned()).or_default();
-        *asked += 1;
-        let nth = *asked;
-        if let Some(at) = self.faults.iter().position(|fault| fault.method == method && fault.nth == nth) {
-            let error = self.faults.swap_remove(at).error;
-            self.stopping |= error.code == code::STOPPED;
-            return Some(error);
+    pub(super) fn booked(&self) -> Usage {
+        self.settled.plus(self.cycle_metered).plus(self.cycle_claimed)
+    }
+
+    fn meter(&mut self, usage: Usage) {
+        self.metered = self.metered.plus(usage);
+        self.cycle_metered = self.cycle_metered.plus(usage);
+    }
+
+    fn claim(&mut self, delta: Usage) {
+        self.claimed = self.claimed.plus(delta);
+        self.cycle_claimed = self.cycle_claimed.plus(delta);
+    }
+
+    /// Remembers an answer that ended the attempt: every later call gets the same.
+    fn note(&mut self, answer: &Result<Value, CallError>) {
+        if let Err(error) = answer
+            && error.ends_attempt()
+        {
+            self.ending.get_or_insert_with(|| error.clone());
         }
-        if self.stopping && is_effect(method) {
-            return Some(CallError::new(code::STOPPED, "the cycle is asked to end"));
-        }
-        if self.deadline.is_some_and(|deadline| self.now >= deadline) && is_effect(method) {
-            return Some(CallError::new(code::DEADLINE, "the deadline has passed"));
-        }
-        None
     }
 
     /// The recorded answer to the step at hand, if it was recorded, or that it differs.
@@ -144,14 +177,22 @@ impl World {
         if answer.as_ref().is_err_and(CallError::ends_attempt) {
             return;
         }
-        self.record.push(Step { method: method.to_owned(), request, answer: answer.clone() });
+        let phase = self.phases.last().cloned();
+        self.record.push(Step { method: method.to_owned(), phase, request, answer: answer.clone() });
         self.position += 1;
     }
 
     /// Calls that are no step: they have no result, or one that follows from the record.
     fn plain(&mut self, method: &str, request: &Value) -> Result<Value, CallError> {
         match method {
-            method::PHASE => self.phases.push(text(request, "name")?),
+            method::PHASE => {
+                let name = text(request, "name")?;
+                let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+                if name.is_empty() || name.len() > NAME_MAX || !name.chars().all(plain) {
+                    return Err(CallError::invalid("a phase's name is a short word"));
+                }
+                self.phases.push(name);
+            }
             method::PROGRESS => {
                 self.progress.push((text(request, "message")?, request["fraction"].as_f64()));
             }
@@ -160,7 +201,18 @@ impl World {
                 return Ok(json!({ "value": self.puts.get(&key).or_else(|| self.state.get(&key)) }));
             }
             method::STATE_PUT => {
-                self.puts.insert(text(request, "key")?, request["value"].clone());
+                let key = text(request, "key")?;
+                let bytes = request["value"].to_string().len();
+                if key.is_empty() || key.len() > NAME_MAX {
+                    return Err(CallError::invalid(format!("a key has from 1 to {NAME_MAX} bytes")));
+                }
+                if bytes > STATE_VALUE_MAX || self.put_bytes + bytes > STATE_PUTS_MAX {
+                    return Err(CallError::invalid(format!(
+                        "{bytes} bytes are too many: {STATE_VALUE_MAX} under a key, {STATE_PUTS_MAX} in a cycle"
+                    )));
+                }
+                self.put_bytes += bytes;
+                self.puts.insert(key, request["value"].clone());
             }
             other => return Err(CallError::invalid(format!("there is no call named {other:?}"))),
         }
@@ -168,7 +220,7 @@ impl World {
     }
 
     fn random_hex(&mut self, request: &Value) -> Result<Value, CallError> {
-        let bytes = request["bytes"].as_u64().filter(|bytes| *bytes <= 1024);
+        let bytes = request["bytes"].as_u64().filter(|bytes| *bytes <= RANDOM_MAX);
         let bytes = bytes.ok_or_else(|| CallError::invalid("random gives at most 1024 bytes"))?;
         let mut hex = String::new();
         for _ in 0..bytes {
@@ -184,25 +236,45 @@ impl World {
 
 impl FakeHost {
     fn answer(&self, method: &str, request: &Value) -> Result<Value, CallError> {
-        if !is_step(method) {
+        {
             let mut world = self.lock();
-            return match world.refusal(method) {
-                Some(error) => Err(error),
-                None => world.plain(method, request),
-            };
+            if let Some(ending) = world.ending.clone() {
+                // Usage is usage, but the record of this attempt is closed; progress is for eyes.
+                if method == method::USAGE && world.cut.is_none() {
+                    world.claim(parse(request)?);
+                    return Ok(json!({}));
+                }
+                if method != method::PROGRESS {
+                    return Err(ending);
+                }
+            }
         }
+        let answer = if is_step(method) { self.step(method, request) } else { self.plain(method, request) };
+        self.lock().note(&answer);
+        answer
+    }
+
+    fn plain(&self, method: &str, request: &Value) -> Result<Value, CallError> {
+        let mut world = self.lock();
+        match world.refusal(method, request) {
+            Some(error) => Err(error),
+            None => world.plain(method, request),
+        }
+    }
+
+    fn step(&self, method: &str, request: &Value) -> Result<Value, CallError> {
         {
             let mut world = self.lock();
             if world.busy {
                 return Err(CallError::new(code::BUSY, "another effect of this cycle is under way"));
             }
             if world.cut == Some(world.position) {
-                return Err(CallError::new(code::STOPPED, "the attempt is cut here"));
+                return Err(world.crash());
             }
             if let Some(recorded) = world.replay(method, request) {
                 return recorded;
             }
-            if let Some(error) = world.refusal(method) {
+            if let Some(error) = world.refusal(method, request) {
                 let answer = Err(error);
                 world.keep(method, request.clone(), &answer);
                 return answer;
@@ -227,8 +299,7 @@ impl FakeHost {
             }
             method::USAGE => {
                 let delta: Usage = parse(request)?;
-                let mut world = self.lock();
-                world.claimed = world.claimed.plus(delta);
+                self.lock().claim(delta);
                 Ok(json!({}))
             }
             method::NOW => Ok(json!({ "now": self.lock().now })),
@@ -250,8 +321,7 @@ impl FakeHost {
                 reply?
             }
         };
-        let mut world = self.lock();
-        world.metered = world.metered.plus(reply.usage);
+        self.lock().meter(reply.usage);
         Ok(reply)
     }
 
@@ -272,6 +342,9 @@ impl FakeHost {
 
 impl HostCalls for FakeHost {
     fn call(&self, method: &str, request: &[u8]) -> Result<Vec<u8>, CallError> {
+        if request.len() > REQUEST_MAX {
+            return Err(CallError::invalid(format!("a request has at most {REQUEST_MAX} bytes")));
+        }
         let request: Value = serde_json::from_slice(request)?;
         let answer = self.answer(method, &request)?;
         Ok(serde_json::to_vec(&answer)?)
@@ -279,7 +352,9 @@ impl HostCalls for FakeHost {
 
     fn should_stop(&self) -> bool {
         let world = self.lock();
-        world.stopping || world.deadline.is_some_and(|deadline| world.now >= deadline)
+        world.stopping
+            || world.ending.is_some()
+            || world.deadline.is_some_and(|deadline| world.now >= deadline)
     }
 
     fn deadline(&self) -> Option<DateTime<Utc>> {
@@ -299,7 +374,7 @@ fn is_step(method: &str) -> bool {
 }
 
 /// Calls that a host refuses once the cycle should end.
-fn is_effect(method: &str) -> bool {
+pub(super) fn is_effect(method: &str) -> bool {
     [method::LLM, method::TOOL, method::PROPOSE].contains(&method)
 }
 
