@@ -1,7 +1,9 @@
 //! `kairos plugin`: one file a subcommand; this one only finds and dispatches.
 
 mod check;
+mod scenario;
 mod sign;
+mod test;
 mod trust;
 
 use std::path::{Path, PathBuf};
@@ -25,6 +27,8 @@ pub enum PluginCommand {
     Keygen(sign::KeygenArgs),
     /// Sign a plugin, so that whoever trusts the key trusts the file
     Sign(sign::SignArgs),
+    /// Play a plugin through scenarios, without a daemon: scripted replies, faults, crashes
+    Test(test::TestArgs),
 }
 
 /// Runs the command.
@@ -38,6 +42,7 @@ pub async fn run(command: PluginCommand, context: &Context) -> anyhow::Result<()
         PluginCommand::Trust(args) => trust::run(args, context),
         PluginCommand::Keygen(args) => sign::keygen(&args, context),
         PluginCommand::Sign(args) => sign::sign(&args, context),
+        PluginCommand::Test(args) => test::run(&args, context),
     }
 }
 

@@ -4,6 +4,8 @@
 //! what goes wrong with a cycle. Some faults no author could write by the kit; those come from a
 //! runner that speaks the ABI by hand.
 
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
 use std::time::Duration;
 
 use abi_stable::prefix_type::PrefixTypeTrait;
@@ -38,6 +40,10 @@ impl CycleRunner for Hostile {
             "unwrap" => drop(ctx.llm(&LlmRequest::user("?")).expect("an answer")),
             "swallow" => drop(ctx.llm(&LlmRequest::user("?"))),
             "panic" => panic!("asked to"),
+            // Asks something else each time it is run.
+            "fickle" => {
+                drop(ctx.llm(&LlmRequest::user(RandomState::new().build_hasher().finish().to_string()))?)
+            }
             // Never looks whether it should stop.
             "deaf" => std::thread::sleep(Duration::from_secs(60)),
             _ => {}

@@ -1,0 +1,118 @@
+//! `kairos plugin test`: a plugin played through scenarios, with what differs from what they expect.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use serde_json::{Map, Value, json};
+
+use super::scenario::{self, Verdict};
+use super::{Context, find};
+use crate::cli::output::emit;
+use crate::exit::{Failure, code};
+use crate::runner::manifest::PluginFile;
+use crate::runner::{Isolation, Launcher, LoadError, PluginStore, RunnerBackend, RunnerConfig, SearchPath};
+use crate::sys::files;
+
+/// What to test.
+#[derive(Clone, Debug, Args)]
+pub struct TestArgs {
+    /// The file, or a plugin's name as `daemon.yml` has it
+    pub file: PathBuf,
+    /// A scenario; may be given several times
+    #[arg(long = "scenario", value_name = "FILE", required = true)]
+    pub scenarios: Vec<PathBuf>,
+    /// Write the result as JUnit XML, too
+    #[arg(long, value_name = "FILE")]
+    pub junit: Option<PathBuf>,
+    /// Where the runner runs
+    #[arg(long, value_enum, default_value_t = Apart::InProcess)]
+    pub isolation: Apart,
+}
+
+/// How far apart from this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum Apart {
+    /// In a process that confines itself
+    Sandbox,
+    /// In a process of its own
+    Process,
+    /// In this process, for a debugger
+    InProcess,
+}
+
+impl From<Apart> for Isolation {
+    fn from(apart: Apart) -> Self {
+        match apart {
+            Apart::Sandbox => Self::Sandbox,
+            Apart::Process => Self::Process,
+            Apart::InProcess => Self::InProcess,
+        }
+    }
+}
+
+/// Plays all scenarios and says what differs.
+///
+/// # Errors
+/// A bad scenario: exit 2. A plugin that does not load, or something that differs: exit 1.
+pub fn run(args: &TestArgs, context: &Context) -> anyhow::Result<()> {
+    let scenarios = read_all(&args.scenarios, context)?;
+    let path = find(&args.file, context);
+    let dir = tempfile::tempdir()?;
+    let launcher =
+        Launcher::in_process(SearchPath::new(dir.path(), None, None), PluginStore::new(dir.path()));
+    let plugin = PluginFile::open(&path).map_err(not_loaded)?;
+    let start = |params: &Map<String, Value>| -> Result<Arc<dyn RunnerBackend>, LoadError> {
+        let config = RunnerConfig {
+            isolation: Some(args.isolation.into()),
+            params: Value::Object(params.clone()),
+            ..RunnerConfig::new(&plugin.manifest.name, path.to_string_lossy())
+        };
+        launcher.launch(&config, &plugin)
+    };
+    let mut verdicts = vec![];
+    for scenario in scenarios {
+        let played = scenario::play(&scenario, &start).map_err(not_loaded)?;
+        let checks = scenario::judge(&scenario, &played);
+        verdicts.push(Verdict { scenario, played, checks });
+    }
+    if let Some(junit) = &args.junit {
+        let xml = scenario::junit(&plugin.manifest.name, &verdicts)?;
+        files::replace(&context.cwd.join(junit), xml.as_bytes(), files::SHARED)?;
+    }
+    let isolation = Isolation::from(args.isolation).to_string();
+    let mut view = scenario::json(&verdicts);
+    view["plugin"] = json!({"name": plugin.manifest.name, "version": plugin.manifest.version,
+        "sha256": plugin.sha256});
+    view["isolation"] = isolation.clone().into();
+    let head = format!("{} {}, {isolation}", plugin.manifest.name, plugin.manifest.version);
+    emit(context.style, &view, |_| format!("{head}\n{}", scenario::human(&verdicts)))?;
+    if verdicts.iter().all(Verdict::passed) {
+        return Ok(());
+    }
+    let failed = verdicts.iter().filter(|verdict| !verdict.passed()).count();
+    let message = format!("{failed} of {} scenarios not as expected", verdicts.len());
+    Err(Failure::new(code::FAILED, "scenario_differs", message).into())
+}
+
+/// All of them, or everything that is wrong with any.
+fn read_all(paths: &[PathBuf], context: &Context) -> anyhow::Result<Vec<scenario::Scenario>> {
+    let mut scenarios = vec![];
+    let mut wrong = vec![];
+    for path in paths {
+        match scenario::read(&context.cwd.join(path), &path.to_string_lossy()) {
+            Ok(scenario) => scenarios.push(scenario),
+            Err(report) => wrong.push(report.to_string()),
+        }
+    }
+    if wrong.is_empty() {
+        return Ok(scenarios);
+    }
+    Err(Failure::new(code::USAGE, "bad_scenario", wrong.join("\n")).into())
+}
+
+fn not_loaded(error: LoadError) -> Failure {
+    Failure::new(code::FAILED, error.code(), format!("the plugin does not load: {error}"))
+        .remedy("`kairos plugin check` says what it is")
+}

@@ -1,0 +1,233 @@
+//! What an author of runners works with: scenarios, templates, the guide's walk.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test writes plain files and may panic")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use kairos_tests::{kairos, plugin};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// A directory of one author.
+struct Desk(TempDir);
+
+struct Tested {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl Desk {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.0.path().join(name);
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn kairos(&self, args: &[&str]) -> Tested {
+        let output = Command::new(kairos())
+            .args(args)
+            .current_dir(self.0.path())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        Tested {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    /// Plays a scenario of this text.
+    fn play(&self, library: &str, scenario: &str, more: &[&str]) -> Tested {
+        self.file("scenario.yml", scenario);
+        let plugin = plugin(library);
+        let args = ["plugin", "test", plugin.to_str().unwrap(), "--scenario", "scenario.yml"];
+        self.kairos(&[&args, more].concat())
+    }
+}
+
+fn passes(library: &str, scenario: &str) {
+    let tested = Desk::new().play(library, scenario, &[]);
+    assert_eq!(tested.code, 0, "{}{}", tested.stdout, tested.stderr);
+}
+
+fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+#[test]
+fn the_example_passes_its_own_scenario() {
+    let scenario = fs::read_to_string(workspace().join("examples/hello-runner/scenario.yml")).unwrap();
+    passes("hello_runner", &scenario);
+}
+
+#[test]
+fn what_differs_is_said_with_both_sides_to_people_programs_and_build_servers() {
+    let scenario = "
+mandate: {goal: Shorten., params: {file: a.md}}
+replies: [{tool: fs.read, output: {content: x}}, {llm: Short.}, {tool: fs.read, refuses: no such file}]
+expect:
+  status: ok
+  summary: something else
+  steps: [llm]
+  usage: {llm_calls: 2}
+";
+    let desk = Desk::new();
+    let tested = desk.play("hello_runner", scenario, &["--junit", "junit.xml"]);
+    assert_eq!(tested.code, 1, "{}", tested.stderr);
+    for line in [
+        "DIFFERS  status",
+        "got      invalid: the script has no answer of tool \"fs.edit\"",
+        "DIFFERS  steps\n           expected [llm]\n           got      [tool:fs.read, llm, tool:fs.read, tool:fs.edit]",
+        "DIFFERS  usage.llm_calls\n           expected 2\n           got      1",
+        "4 of 4 not as expected",
+    ] {
+        assert!(tested.stdout.contains(line), "{line}\nis missing in\n{}", tested.stdout);
+    }
+    let junit = fs::read_to_string(desk.0.path().join("junit.xml")).unwrap();
+    assert!(junit.contains("tests=\"4\"") && junit.contains("failures=\"4\""), "{junit}");
+    let tested = desk.play("hello_runner", scenario, &["--json"]);
+    assert_eq!(tested.code, 1);
+    let view: Value = serde_json::from_str(&tested.stdout).unwrap();
+    let scenario = &view["scenarios"][0];
+    assert_eq!((&view["passed"], &scenario["passed"]), (&json!(false), &json!(false)));
+    assert_eq!(scenario["checks"][2]["what"], "usage.llm_calls");
+    assert_eq!(scenario["runs"][0]["wal"][1]["kind"], "llm");
+    let error: Value = serde_json::from_str(&tested.stderr).unwrap();
+    assert_eq!(error["error"]["code"], "scenario_differs");
+}
+
+#[test]
+fn every_mistake_of_a_scenario_is_reported_at_its_line_before_anything_runs() {
+    let scenario = "
+mandate: {gaol: x}
+replies:
+  - {llm: a, tool: b}
+  - {tool: fs.read}
+faults:
+  - {call: lmm, crash: true}
+  - {call: llm}
+expect:
+  stauts: ok
+  more: perhaps
+";
+    let tested = Desk::new().play("stub", scenario, &[]);
+    assert_eq!(tested.code, 2, "{}", tested.stdout);
+    for line in [
+        "scenario.yml:2:11: mandate.gaol: unknown key\n    -> did you mean `goal`?",
+        "scenario.yml:4:5: replies[0]: a reply is to one call",
+        "scenario.yml:5:5: replies[1]: a tool answers in one way",
+        "scenario.yml:7:5: faults[0].call: no such call\n    -> did you mean `llm`?",
+        "scenario.yml:8:5: faults[1]: a fault does one thing",
+        "scenario.yml:10:3: expect.stauts: unknown key\n    -> did you mean `status`?",
+        "scenario.yml:11:9: expect.more: expected true or false",
+    ] {
+        assert!(tested.stderr.contains(line), "{line}\nis missing in\n{}", tested.stderr);
+    }
+    let missing = Desk::new().kairos(&["plugin", "test", "x.so", "--scenario", "none.yml"]);
+    assert_eq!(missing.code, 2);
+    assert!(missing.stderr.contains("none.yml: no such file"), "{}", missing.stderr);
+}
+
+#[test]
+fn faults_end_attempts_and_the_next_run_goes_on_from_the_record() {
+    passes(
+        "stub",
+        "
+mandate: {params: {phases: true, prompt: 'Hello?', tool: fs.read, more: true}}
+replies: [{llm: Hi.}, {tool: fs.read, output: {content: x}}, {llm: Again.}, {tool: fs.read, error: {code: denied}}]
+faults:
+  - {call: 'tool:fs.read', answer: budget_exhausted}
+  - {call: llm, nth: 2, crash: true}
+cuts: all
+expect:
+  - {status: budget_exhausted, steps: [{call: llm, phase: act, contains: Hello}], metered: {llm_calls: 1}}
+  - {status: ok, more: true, steps: [llm, 'tool:fs.read'], metered: {llm_calls: 0}, attempts: 1}
+  - status: denied
+    error: {contains: scenario}
+    attempts: 2
+    steps: [llm, {call: 'tool:fs.read', error: denied}]
+    phases: [observe, orient, decide, act]
+",
+    );
+}
+
+#[test]
+fn time_cancelling_usage_and_logs_are_part_of_a_scenario() {
+    passes(
+        "stub",
+        "
+deadline: 1m
+mandate: {params: {prompt: 'Hello?', log: a line}}
+faults: [{call: llm, takes: 2m}]
+expect:
+  status: deadline
+  steps: []
+  logs: [{level: info, contains: asked to log}, a line]
+",
+    );
+    passes(
+        "stub",
+        "
+mandate: {params: {phases: true, prompt: 'Hello?', input_tokens: 70}}
+replies: [{llm: Hi., usage: {input_tokens: 50, output_tokens: 5}}]
+faults: [{call: phase, nth: 5, cancel: true}]
+expect: {status: ok, usage: {llm_calls: 1, input_tokens: 70, output_tokens: 5}}
+",
+    );
+}
+
+#[test]
+fn a_runner_that_hangs_panics_or_refuses_is_an_outcome_like_any_other() {
+    passes(
+        "hostile_runner",
+        "
+timeout: 300ms
+mandate: {params: {fault: deaf}}
+expect: {status: hung, error: {contains: did not end within 300ms}}
+",
+    );
+    passes(
+        "hostile_runner",
+        "
+mandate: {params: {fault: panic}}
+expect: {status: panic, error: {contains: asked to}}
+",
+    );
+    passes(
+        "hostile_runner",
+        "{params: {fault: refuse}, expect: {status: setup_refused, error: {contains: says to refuse}}}",
+    );
+    passes("hostile_runner", "{params: {fault: bad_report}, expect: {status: bad_report}}");
+}
+
+#[test]
+fn a_runner_that_asks_something_else_after_a_crash_is_found() {
+    let scenario = "
+mandate: {params: {fault: fickle}}
+replies: [{llm: a}, {llm: b}]
+cuts: all
+expect: {status: ok}
+";
+    let tested = Desk::new().play("hostile_runner", scenario, &[]);
+    assert_eq!(tested.code, 1, "{}", tested.stdout);
+    assert!(tested.stdout.contains("DIFFERS  cuts"), "{}", tested.stdout);
+    assert!(tested.stdout.contains("a crash before step 1, llm: step 1 asks llm {"), "{}", tested.stdout);
+}
+
+#[test]
+fn a_file_that_is_no_plugin_is_said_to_be_none() {
+    let desk = Desk::new();
+    desk.file("scenario.yml", "expect: {}");
+    desk.file("not.so", "text");
+    let tested = desk.kairos(&["plugin", "test", "./not.so", "--scenario", "scenario.yml", "--json"]);
+    assert_eq!(tested.code, 1);
+    let error: Value = serde_json::from_str(&tested.stderr).unwrap();
+    assert_eq!(error["error"]["code"], "not_elf");
+}
