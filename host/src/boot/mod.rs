@@ -4,6 +4,7 @@
 
 mod background;
 mod brokers;
+mod commands;
 mod office;
 mod once;
 pub mod plugins;
@@ -99,7 +100,7 @@ impl Daemon {
         let (store, recovered) = open(&settings, &log, started, daemon).await?;
         let shared: Arc<dyn Store> = Arc::new(store.clone());
         let wallet = Arc::new(wallet(&settings)?);
-        let brokers = Arc::new(Brokers::new(broker(&settings, &shared, &clock, &entropy, &wallet)?));
+        let brokers = Arc::new(Brokers::new(broker(&settings, &env, &shared, &clock, &entropy, &wallet)?));
         let runners = Arc::new(runners(&settings, &env, daemon).await?);
         let chronos = Arc::new(Chronos::new(Seams {
             store: Arc::clone(&shared),
@@ -269,6 +270,7 @@ fn prepare_dirs(paths: &Paths) -> anyhow::Result<()> {
     for dir in [&paths.state, &paths.run, &paths.wal, &paths.logs] {
         files::create_dirs(dir)?;
     }
+    commands::sweep(paths);
     let system = file_system(&paths.state)?;
     if system.kind == FileSystemKind::Network {
         return Err(Failure::new(
@@ -361,19 +363,22 @@ fn dispatch_settings(config: &DaemonConfig) -> dispatch::Settings {
 
 fn broker(
     settings: &Settings,
+    env: &Env,
     store: &Arc<dyn Store>,
     clock: &Arc<dyn Clock>,
     entropy: &Arc<dyn Entropy>,
     wallet: &Arc<Wallet>,
 ) -> anyhow::Result<Arc<Broker>> {
     let (wallet, time) = (Arc::clone(wallet), Arc::clone(clock));
+    let mut tools = Tools::builtin(&Workspace::open(&settings.paths.root)?);
+    tools.add(Arc::new(commands::build(settings, env, clock)));
     Ok(Arc::new(Broker {
         store: Arc::clone(store),
         clock: Arc::clone(clock),
         entropy: Arc::clone(entropy),
         gate: Arc::new(move || wallet.day_and_limits(time.now())),
         providers: providers::build(settings)?,
-        tools: Tools::builtin(&Workspace::open(&settings.paths.root)?),
+        tools,
         policy: Policy,
     }))
 }

@@ -226,7 +226,7 @@ impl Office {
         let zone = settings.zones.get(&config.budget.timezone)?;
         let store: Arc<dyn Store> = Arc::new(parts.store.clone());
         // Whatever can fail comes before anything is changed.
-        let broker = broker(settings, &store, &parts.clock, &parts.entropy, &parts.wallet)?;
+        let broker = broker(settings, &parts.env, &store, &parts.clock, &parts.entropy, &parts.wallet)?;
         let diff = DaemonConfig::diff(&self.config(), config);
         parts.wallet.set(Some(limits(config)), zone);
         parts.brokers.set(broker);

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use kairos_plugin_api::context::method;
-use kairos_plugin_api::{CallError, LlmRequest, ToolCall, ToolReply, Usage, code};
+use kairos_plugin_api::{CallError, LlmRequest, ToolCall, Usage, code};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -13,7 +13,7 @@ use super::handover::Intended;
 use super::imposed::Imposed;
 use super::journal::CycleServices;
 use super::llm::{LlmCall, LlmError};
-use super::tools::{Intent, Refusal, Tool, Unsure};
+use super::tools::{Course, Done, Intent, Refusal, Tool, Undone};
 use crate::domain::verdict::{self, Ruling};
 use crate::store::{StepKind, StepRow, StepState};
 
@@ -89,16 +89,31 @@ impl CycleServices {
             Ok(judged) => judged,
             Err(answer) => return self.tell(method::TOOL, &call.name, params_hash, answer),
         };
+        let key = self.begin_tool(&call, params_hash, &intent)?;
+        self.carry_out(&**tool, &call, &intent, &key)
+    }
+
+    fn begin_tool(&self, call: &ToolCall, params_hash: String, intent: &Intent) -> Result<String, CallError> {
         let mut recorded = json!(intent);
         recorded["args"] = bounded(&call.args);
-        let key = self.begin(Intended {
+        self.begin(Intended {
             kind: StepKind::Tool,
             name: call.name.clone(),
             params_hash,
             intent: recorded,
-            reserve: Usage::ZERO,
-        })?;
-        self.settled_tool(tool.execute(&call.args, &intent, &key))
+            reserve: intent.reserve,
+        })
+    }
+
+    fn carry_out(
+        &self,
+        tool: &dyn Tool,
+        call: &ToolCall,
+        intent: &Intent,
+        key: &str,
+    ) -> Result<Value, CallError> {
+        let course = Course { key, patience: self.patience(), watch: self };
+        self.settled_tool(tool.execute(&call.args, intent, &course))
     }
 
     /// The tool and what it is going to do, or the answer that it does nothing.
@@ -110,6 +125,11 @@ impl CycleServices {
             return Err(Err(CallError::invalid(message)));
         };
         let touch = tool.touch(&call.args).map_err(refused)?;
+        if !tool.open_to(&call.args, &self.runner) {
+            let message =
+                format!("{} with these arguments is not open to runner {:?}", call.name, self.runner);
+            return Err(Err(CallError::new(code::DENIED, message)));
+        }
         let phase = self.live().phase.clone();
         self.broker
             .policy
@@ -118,14 +138,23 @@ impl CycleServices {
         Ok((tool, tool.intent(&call.args, &touch).map_err(refused)?))
     }
 
-    fn settled_tool(&self, done: Result<ToolReply, Unsure>) -> Result<Value, CallError> {
+    fn settled_tool(&self, done: Result<Done, Undone>) -> Result<Value, CallError> {
         match done {
-            Ok(reply) => {
-                let answer = Ok(json!(reply));
-                self.settle(&answer, Some(Usage::ZERO), false);
+            Ok(Done { reply, usage }) => {
+                let mut reply = json!(reply);
+                // A replay meters from the record what was metered here.
+                if let Some(usage) = usage.filter(|usage| !usage.is_zero()) {
+                    reply["usage"] = json!(usage);
+                }
+                let answer = Ok(reply);
+                self.settle(&answer, usage, false);
                 answer
             }
-            Err(Unsure(detail)) => Err(self.give_to_a_person("outcome_unknown", detail)),
+            Err(Undone::Unsure(detail)) => Err(self.give_to_a_person("outcome_unknown", detail)),
+            Err(Undone::Interrupted { why, usage }) => {
+                self.hand_over(StepState::Executing, Value::Null, usage, false);
+                Err(self.end(why.into()))
+            }
         }
     }
 
@@ -148,6 +177,7 @@ impl CycleServices {
             let detail = format!("tool {:?} is not there any more, or its intent is unreadable", call.name);
             return Err(self.give_to_a_person("tool_unknown", detail));
         };
+        tool.abandoned(&step.key);
         let world = tool.world_hash(&intent);
         let judged = verdict::judge(
             &verdict::Intent {
@@ -174,7 +204,13 @@ impl CycleServices {
                 self.settle(&answer, Some(Usage::ZERO), true);
                 answer
             }
-            Ruling::SafeToRetry => self.settled_tool(tool.execute(&call.args, &intent, &step.key)),
+            Ruling::SafeToRetry => {
+                if !intent.reserve.is_zero() {
+                    // What the former attempt reserved counts as spent; this one reserves its own.
+                    self.begin_tool(&call, step.params_hash.clone(), &intent)?;
+                }
+                self.carry_out(&**tool, &call, &intent, &step.key)
+            }
             Ruling::ManualReview => {
                 let target = intent.target.unwrap_or_default();
                 let detail = format!("{target} is neither as before nor as after: {world:?}");

@@ -25,6 +25,7 @@ use super::llm::{LlmCall, Position};
 use super::record::{Answer, Found, Replay, SelfTold};
 use super::stop::{Patience, StopSignal};
 use super::talk::{Talk, cut};
+use super::tools::Watch;
 use crate::domain::canonical;
 use crate::store::{ClaimedCycle, NoteKind, Pending};
 
@@ -54,7 +55,7 @@ pub struct Progress {
 pub struct CycleServices {
     pub(super) broker: Arc<Broker>,
     pub(super) mandate: Mandate,
-    runner: String,
+    pub(super) runner: String,
     state: HashMap<String, Value>,
     stop: Arc<StopSignal>,
     deadline: Option<DateTime<Utc>>,
@@ -329,8 +330,7 @@ impl CycleServices {
     fn phase(&self, request: &Value) -> Result<Value, CallError> {
         self.ended()?;
         let name: String = field(request, "name")?;
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
-        if name.is_empty() || name.len() > NAME_MAX || !name.chars().all(plain) {
+        if !is_phase_name(&name) {
             return Err(CallError::invalid("a phase's name is a short word"));
         }
         let known = {
@@ -374,9 +374,27 @@ impl CycleServices {
     fn show(&self, request: &Value) -> Result<Value, CallError> {
         let message: String = field(request, "message")?;
         let fraction = request.get("fraction").and_then(Value::as_f64).map(|share| share.clamp(0.0, 1.0));
+        Watch::progress(self, &message, fraction);
+        Ok(json!({}))
+    }
+}
+
+impl Watch for CycleServices {
+    fn progress(&self, message: &str, fraction: Option<f64>) {
         let message = message.chars().take(PROGRESS_MAX).collect();
         self.live().progress = Some(Progress { message, fraction });
-        Ok(json!({}))
+    }
+
+    /// Noted, but not made the phase of this cycle's own calls: policy goes by that one, and what
+    /// a tool says of itself must not move it.
+    fn phase(&self, name: &str) {
+        if is_phase_name(name) {
+            self.note(NoteKind::Phase(name.to_owned()));
+        }
+    }
+
+    fn log(&self, level: tracing::Level, message: &str) {
+        HostCalls::log(self, level, "tool", message, &Value::Null);
     }
 }
 
@@ -423,6 +441,11 @@ impl HostCalls for CycleServices {
             tracing::Level::TRACE => write!(TRACE),
         }
     }
+}
+
+fn is_phase_name(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    !name.is_empty() && name.len() <= NAME_MAX && name.chars().all(plain)
 }
 
 fn field<T: DeserializeOwned>(request: &Value, name: &str) -> Result<T, CallError> {

@@ -17,7 +17,7 @@ pub const OBSERVE: &str = "observe";
 /// The daemon's own directory below the workspace: configuration, keys, state.
 const OWN: &str = ".kairos";
 /// The parts of it that are made to be read by agents.
-const SHARED: [&str; 4] = ["context", "knowledge", "memory", "skills"];
+pub const SHARED: [&str; 4] = ["context", "knowledge", "memory", "skills"];
 /// Where a write is code that git runs later.
 const GIT: &str = ".git";
 

@@ -82,6 +82,12 @@ impl<'a> Patience<'a> {
         }
     }
 
+    /// Time until the deadline; none without one.
+    #[must_use]
+    pub fn left(&self) -> Option<Duration> {
+        self.until.map(|until| until.saturating_sub(self.clock.monotonic()))
+    }
+
     /// Waits so long, unless the effect should be given up before.
     ///
     /// # Errors

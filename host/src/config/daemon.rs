@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
+use super::commands::{self, CommandConfig};
 use super::keys;
 use super::llm::{self, LlmConfig, ToolsConfig};
 use super::reader::{Context, Effective, MapReader, Override, nothing_secret};
@@ -52,6 +53,8 @@ pub struct DaemonConfig {
     pub default_runner: String,
     /// Runners by name.
     pub runners: BTreeMap<String, RunnerConfig>,
+    /// Programs that runners may ask for, by name.
+    pub commands: BTreeMap<String, CommandConfig>,
     /// Language models.
     pub llm: LlmConfig,
     /// Tools.
@@ -203,6 +206,7 @@ impl DaemonConfig {
         let wal = read_wal(&mut top, ctx);
         let attach = read_attach(&mut top, ctx);
         let (default_runner, runners) = read_runners(&mut top, ctx);
+        let commands = commands::read(&mut top, ctx, &runners, &budget);
         let llm = llm::read_llm(&mut top, ctx);
         let tools = llm::read_tools(&mut top, ctx);
         top.finish(ctx);
@@ -219,6 +223,7 @@ impl DaemonConfig {
             attach,
             default_runner,
             runners,
+            commands,
             llm,
             tools,
             effective: Vec::new(),

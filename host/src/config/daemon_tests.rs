@@ -210,7 +210,7 @@ fn dump_never_holds_secrets_of_tools() {
 #[test]
 fn table_of_keys_is_what_the_reader_asks_for() {
     // All kinds of provider, so that all their keys are asked for.
-    let text = "runners: {NAME: {}}\nllm: {providers: {a: {kind: anthropic}, o: {kind: openai, base_url: 'http://x'}, \
+    let text = "runners: {NAME: {}}\ncommands: {NAME: {argv: [x]}}\nllm: {providers: {a: {kind: anthropic}, o: {kind: openai, base_url: 'http://x'}, \
                 s: {kind: scripted}}, default: a}";
     let asked = good(text).effective;
     for known in &asked {

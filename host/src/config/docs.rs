@@ -14,7 +14,7 @@ use crate::sys::zones::Zones;
 
 /// A file in which every key of daemon.yml is asked for.
 const EVERYTHING: &[u8] =
-    b"runners: {NAME: {}}\nllm:\n  default: a\n  providers:\n    a: {kind: anthropic}\n    \
+    b"runners: {NAME: {}}\ncommands: {NAME: {argv: [x]}}\nllm:\n  default: a\n  providers:\n    a: {kind: anthropic}\n    \
     b: {kind: openai, base_url: 'http://x'}\n    c: {kind: scripted}\n";
 
 /// The whole reference in Markdown.
@@ -76,6 +76,7 @@ fn shown(path: &str, value: &Value) -> String {
         Value::Null => String::new(),
         // What the sample file had to say, not a default.
         _ if path.ends_with(".kind") || path == "runners.*.plugin" => String::new(),
+        _ if path == "commands.*.argv" => String::new(),
         Value::Array(list) if list.is_empty() => String::new(),
         Value::Object(map) if map.is_empty() => String::new(),
         Value::String(text) => format!("`{text}`"),

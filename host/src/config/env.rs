@@ -18,6 +18,8 @@ pub const OTHERS: &[(&str, &str)] = &[
     ("KAIROS_LOG", "Filter of the log, `info` or `kairos_host=debug` for example."),
     ("NO_COLOR", "Set and not empty: no colours. `TERM=dumb` does the same."),
     ("XDG_RUNTIME_DIR", "Where the control socket goes when its path below the root is too long."),
+    ("HOME", "What `~/` stands for in `commands`."),
+    ("CREDENTIALS_DIRECTORY", "Where `{credential: NAME}` is found; the service manager sets it."),
     ("XDG_DATA_HOME, XDG_DATA_DIRS", "Where plugins are looked up after the root's own."),
 ];
 

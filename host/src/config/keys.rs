@@ -74,6 +74,64 @@ pub const DAEMON: &[Key] = &[
     ),
     live("runners.*.deadline", "How long one cycle may take."),
     live("runners.*.params", "Parameters for every mandate of the runner; those of the mandate win."),
+    live(
+        "commands.*.argv",
+        "A program that runners may ask for, and its arguments. A bare name is looked up in the `PATH` of `env`.",
+    ),
+    live(
+        "commands.*.preset",
+        "How its output is read: `jsonl` is Kairos' protocol, `plain` exit code and text, the others are agents.",
+    ),
+    live(
+        "commands.*.input",
+        "What it is given: the mandate as JSON, the prompt as text. By itself `mandate` for `jsonl`, `nothing` for `plain`, else `prompt`.",
+    ),
+    live("commands.*.prompt", "How it gets that: on standard input, or as its last argument."),
+    live("commands.*.cwd", "Where it starts."),
+    live(
+        "commands.*.env",
+        "Its environment; by itself only `PATH`. A value may begin with `~/`. Not for secrets.",
+    ),
+    live("commands.*.inherit", "Variables it gets from the daemon's environment, `HOME` for example."),
+    live(
+        "commands.*.secrets",
+        "Variables whose values are secret: `{NAME: {env: NAME}}`, `{file: PATH}` or `{credential: NAME}`. They are kept out of logs, records and its own output.",
+    ),
+    live(
+        "commands.*.sandbox",
+        "`off` runs it unconfined. A sandbox that the machine cannot give is refused.",
+    ),
+    live("commands.*.network", "Whether it may use the network."),
+    live(
+        "commands.*.read",
+        "Files and directories it may read and run programs of, beside the system's own. `~/` is the home directory.",
+    ),
+    live("commands.*.write", "Files and directories it may change."),
+    live(
+        "commands.*.timeout",
+        "How long it may take; less when the runner's `deadline` leaves less. Then it is ended with all its children.",
+    ),
+    live("commands.*.grace", "Between asking it to end and killing it."),
+    live("commands.*.max_output_bytes", "Most it may write, both outputs together; then it is ended."),
+    live(
+        "commands.*.max_calls",
+        "LLM calls to reserve for a run; by itself 50 for agents, else none. What a run does not state counts as reserved.",
+    ),
+    live("commands.*.max_tokens", "Tokens to reserve for a run, sent and received together."),
+    live(
+        "commands.*.max_cost_usd",
+        "US dollars to reserve for a run. A run that is seen to pass its maximum is ended.",
+    ),
+    live(
+        "commands.*.price.input_usd_per_mtok",
+        "US dollars per million tokens sent, for agents that state no cost.",
+    ),
+    live("commands.*.price.output_usd_per_mtok", "US dollars per million tokens received."),
+    live(
+        "commands.*.retry",
+        "When a run was cut short: a person decides, or it runs again because that is harmless.",
+    ),
+    live("commands.*.runners", "Runners that may ask for it; by itself those of the plugin `command`."),
     live("llm.default", "The provider of requests that name none; by itself the first."),
     live("llm.providers.*.kind", "What the provider talks to. Needed."),
     live("llm.providers.*.base_url", "`anthropic`, `openai`: URL of the service; needed for `openai`."),

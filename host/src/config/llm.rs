@@ -177,19 +177,26 @@ fn read_endpoint(map: &mut MapReader<'_>, ctx: &mut Context<'_>, default: Option
 }
 
 fn read_secret(map: &mut MapReader<'_>, ctx: &mut Context<'_>) -> Option<SecretSource> {
-    const REMEDY: &str = "write `{env: NAME}`, `{file: PATH}` or `{credential: NAME}`";
     let key = map.key("api_key");
     let node = map.node("api_key").filter(|node| !node.is_null());
     let Some(node) = node else {
         map.record("api_key", ctx, "source of a secret", Value::Null, None);
         return None;
     };
+    let source = secret_of(node, &key, ctx)?;
+    map.record("api_key", ctx, "source of a secret", node.to_json(), Some(node.span));
+    Some(source)
+}
+
+/// Where a secret is to be found. Never repeats a value.
+pub(super) fn secret_of(node: &Node, key: &str, ctx: &mut Context<'_>) -> Option<SecretSource> {
+    const REMEDY: &str = "write `{env: NAME}`, `{file: PATH}` or `{credential: NAME}`";
     if let Kind::Scalar(..) = node.kind {
         // The value itself is not repeated: reports are shown and sent around.
-        ctx.error(node.span, &key, "a secret must not stand in this file", REMEDY);
+        ctx.error(node.span, key, "a secret must not stand in this file", REMEDY);
         return None;
     }
-    let mut inner = MapReader::new(key.clone(), Some(node), ctx);
+    let mut inner = MapReader::new(key, Some(node), ctx);
     // Not traced one by one: the whole is one key.
     let trace = ctx.trace.take();
     let env = inner.text("env", ctx, None).map(SecretSource::Env);
@@ -199,14 +206,13 @@ fn read_secret(map: &mut MapReader<'_>, ctx: &mut Context<'_>) -> Option<SecretS
     inner.finish(ctx);
     let mut sources: Vec<SecretSource> = [env, file, credential].into_iter().flatten().collect();
     if sources.len() != 1 {
-        ctx.error(node.span, &key, format!("names {} sources, one is needed", sources.len()), REMEDY);
+        ctx.error(node.span, key, format!("names {} sources, one is needed", sources.len()), REMEDY);
         return None;
     }
-    map.record("api_key", ctx, "source of a secret", node.to_json(), Some(node.span));
     sources.pop()
 }
 
-fn read_price(map: &mut MapReader<'_>, ctx: &mut Context<'_>) -> Option<Price> {
+pub(super) fn read_price(map: &mut MapReader<'_>, ctx: &mut Context<'_>) -> Option<Price> {
     let there = map.node("price").is_some_and(|node| !node.is_null());
     let mut price = map.map("price", ctx);
     let input = price.opt_decimal("input_usd_per_mtok", ctx);

@@ -2,6 +2,7 @@
 //! be wrong. Every problem of a file is found in one pass, with its place and a remedy; `config
 //! check`, `config dump` and the boot use the same code. Never imported below the command line.
 
+pub mod commands;
 pub mod daemon;
 pub mod docs;
 pub mod edit;

@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use chrono::TimeZone;
 use kairos_plugin_api::context::method;
-use kairos_plugin_api::{CallError, LlmReply, Report, ToolReply, Usage};
+use kairos_plugin_api::{CallError, LlmReply, Report, Usage};
 
 use super::*;
 use crate::broker::llm::{LlmCall, LlmError, LlmProvider, Position, Price, ProviderKind, ProviderSpec};
 use crate::broker::llm::{ScriptSource, Scripted};
 use crate::broker::stop::Patience;
-use crate::broker::tools::{FsEdit, FsRead, Intent, Refusal, Tool, Touch, Unsure, Workspace};
+use crate::broker::tools::{Course, Done, FsEdit, FsRead, Intent, Refusal, Tool, Touch, Undone, Workspace};
 use crate::domain::mandate::CycleEnd;
 use crate::domain::schedule::{MandateBounds, Overlap};
 use crate::store::{
@@ -110,10 +110,10 @@ impl<T: Tool> Tool for Watched<T> {
         self.inner.intent(args, touch)
     }
 
-    fn execute(&self, args: &Value, intent: &Intent, key: &str) -> Result<ToolReply, Unsure> {
+    fn execute(&self, args: &Value, intent: &Intent, course: &Course<'_>) -> Result<Done, Undone> {
         self.deeds.doing(|| {
             self.deeds.tools.lock().unwrap().push(self.name().to_owned());
-            self.inner.execute(args, intent, key)
+            self.inner.execute(args, intent, course)
         })
     }
 

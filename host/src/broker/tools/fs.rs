@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::beneath::{Beneath, PathError, split};
-use super::{Access, Intent, Refusal, Tool, Touch, Unsure};
+use super::{Access, Course, Done, Intent, Refusal, Tool, Touch, Undone};
 use crate::domain::canonical;
 use crate::domain::verdict::ABSENT;
 
@@ -136,9 +136,9 @@ impl Tool for FsRead {
         Ok(Intent { target, repeatable: true, ..Intent::default() })
     }
 
-    fn execute(&self, _args: &Value, intent: &Intent, _key: &str) -> Result<ToolReply, Unsure> {
+    fn execute(&self, _args: &Value, intent: &Intent, _course: &Course<'_>) -> Result<Done, Undone> {
         let path = intent.target.clone().unwrap_or_default();
-        Ok(match self.0.text(Path::new(&path)) {
+        let reply = match self.0.text(Path::new(&path)) {
             Ok(Some(text)) => ToolReply {
                 ok: true,
                 output: json!({
@@ -147,7 +147,8 @@ impl Tool for FsRead {
             },
             Ok(None) => not_found(&path).reply(),
             Err(refusal) => refusal.reply(),
-        })
+        };
+        Ok(reply.into())
     }
 
     fn world_hash(&self, _intent: &Intent) -> Option<String> {
@@ -227,8 +228,8 @@ impl FsEdit {
             target: Some(shown),
             pre_hash: Some(pre.unwrap_or_else(|| ABSENT.to_owned())),
             post_hash: Some(post),
-            repeatable: false,
             reply: Some(json!(reply)),
+            ..Intent::default()
         };
         Ok(Plan { path: path.to_owned(), before, after, intent })
     }
@@ -289,21 +290,21 @@ impl Tool for FsEdit {
         Ok(self.plan(&arguments(args)?, place(touch)?)?.intent)
     }
 
-    fn execute(&self, args: &Value, intent: &Intent, key: &str) -> Result<ToolReply, Unsure> {
+    fn execute(&self, args: &Value, intent: &Intent, course: &Course<'_>) -> Result<Done, Undone> {
         let _one = self.0.edits.lock().unwrap_or_else(PoisonError::into_inner);
         let path = PathBuf::from(intent.target.clone().unwrap_or_default());
         let plan = match arguments(args).and_then(|args| self.plan(&args, &path)) {
             Ok(plan) => plan,
-            Err(refusal) => return Ok(refusal.reply()),
+            Err(refusal) => return Ok(refusal.reply().into()),
         };
         if plan.intent != *intent {
             let message = "the file changed between looking at it and editing it; read it again";
-            return Ok(Refusal::because("changed", message).reply());
+            return Ok(Refusal::because("changed", message).reply().into());
         }
-        match self.apply(&plan, key) {
-            Ok(()) => Ok(plan.intent.known_reply()),
-            Err(EditError::Before(refusal)) => Ok(refusal.reply()),
-            Err(EditError::After(error)) => Err(Unsure(format!("{}: sync: {error}", path.display()))),
+        match self.apply(&plan, course.key) {
+            Ok(()) => Ok(plan.intent.known_reply().into()),
+            Err(EditError::Before(refusal)) => Ok(refusal.reply().into()),
+            Err(EditError::After(error)) => Err(Undone::Unsure(format!("{}: sync: {error}", path.display()))),
         }
     }
 

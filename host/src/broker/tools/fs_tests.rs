@@ -3,6 +3,9 @@
 #![allow(clippy::disallowed_methods, reason = "tests prepare files without durability")]
 
 use super::*;
+use crate::broker::stop::{Patience, StopSignal};
+use crate::broker::tools::Nobody;
+use crate::sys::clock::SystemClock;
 use std::fs;
 use std::os::unix::fs::symlink;
 
@@ -34,7 +37,15 @@ impl Bench {
 fn run(tool: &dyn Tool, args: Value) -> Result<ToolReply, Refusal> {
     let touch = tool.touch(&args)?;
     let intent = tool.intent(&args, &touch)?;
-    Ok(tool.execute(&args, &intent, "sha256-0123456789abcdef").unwrap())
+    Ok(execute(tool, &args, &intent, "sha256-0123456789abcdef"))
+}
+
+fn execute(tool: &dyn Tool, args: &Value, intent: &Intent, key: &str) -> ToolReply {
+    let (stop, clock) = (StopSignal::new(), SystemClock::default());
+    let course = Course { key, patience: Patience::new(&stop, &clock, None), watch: &Nobody };
+    let done = tool.execute(args, intent, &course).unwrap();
+    assert_eq!(done.usage, Some(kairos_plugin_api::Usage::ZERO));
+    done.reply
 }
 
 /// The word of a refusal, from wherever it comes.
@@ -100,7 +111,7 @@ fn an_edit_replaces_the_one_place_and_keeps_the_mode() {
     let intent = bench.edit.intent(&args, &touch).unwrap();
     assert_eq!(bench.text("a.sh"), "one two three", "an intent changes nothing");
     assert_eq!(bench.edit.world_hash(&intent), intent.pre_hash);
-    let reply = bench.edit.execute(&args, &intent, "sha256-00").unwrap();
+    let reply = execute(&bench.edit, &args, &intent, "sha256-00");
     assert!(reply.ok, "{reply:?}");
     assert_eq!(bench.text("a.sh"), "one 2 three");
     assert_eq!(bench.edit.world_hash(&intent), intent.post_hash);
@@ -140,7 +151,7 @@ fn a_missing_file_is_created_whole_or_from_a_beginning() {
     let args = json!({"path": "new/deep/f", "old": "", "new": "text"});
     let intent = bench.edit.intent(&args, &bench.edit.touch(&args).unwrap()).unwrap();
     assert_eq!(bench.edit.world_hash(&intent).as_deref(), Some(ABSENT));
-    assert!(bench.edit.execute(&args, &intent, "sha256-00").unwrap().ok);
+    assert!(execute(&bench.edit, &args, &intent, "sha256-00").ok);
     assert_eq!(bench.text("new/deep/f"), "text");
     assert_eq!(bench.edit.world_hash(&intent), intent.post_hash);
     let begun = json!({"path": "g", "old": "open", "new": "done", "create": "state: open\n"});
@@ -157,7 +168,7 @@ fn a_file_that_changed_since_the_intent_is_left_alone() {
     let args = json!({"path": "f", "old": "old", "new": "new"});
     let intent = bench.edit.intent(&args, &bench.edit.touch(&args).unwrap()).unwrap();
     fs::write(bench.path("f"), "old, by somebody else").unwrap();
-    assert_eq!(code(Ok(bench.edit.execute(&args, &intent, "sha256-00").unwrap())), "changed");
+    assert_eq!(code(Ok(execute(&bench.edit, &args, &intent, "sha256-00"))), "changed");
     assert_eq!(bench.text("f"), "old, by somebody else");
 }
 
@@ -172,7 +183,7 @@ fn a_link_swapped_in_after_the_look_is_no_way_out() {
     let intent = bench.edit.intent(&args, &bench.edit.touch(&args).unwrap()).unwrap();
     fs::rename(bench.path("d"), bench.path("e")).unwrap();
     symlink(outside.path(), bench.path("d")).unwrap();
-    assert_eq!(code(Ok(bench.edit.execute(&args, &intent, "sha256-00").unwrap())), "invalid");
+    assert_eq!(code(Ok(execute(&bench.edit, &args, &intent, "sha256-00"))), "invalid");
     assert_eq!(fs::read_to_string(outside.path().join("f")).unwrap(), "old");
     assert_eq!(bench.edit.world_hash(&intent), None);
 }
@@ -184,7 +195,7 @@ fn a_leftover_of_a_crash_does_not_stop_the_next_attempt() {
     fs::write(bench.path(&format!("{TEMP_PREFIX}{}", temp_tag(key))), "half").unwrap();
     let args = json!({"path": "f", "old": "old", "new": "new"});
     let intent = bench.edit.intent(&args, &bench.edit.touch(&args).unwrap()).unwrap();
-    assert!(bench.edit.execute(&args, &intent, key).unwrap().ok);
+    assert!(execute(&bench.edit, &args, &intent, key).ok);
     assert_eq!(bench.text("f"), "new");
     assert_eq!(fs::read_dir(bench.dir.path()).unwrap().count(), 1);
 }

@@ -6,16 +6,19 @@
 
 mod beneath;
 mod fs;
+pub mod process;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use kairos_plugin_api::ToolReply;
+use kairos_plugin_api::{ToolReply, Usage};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 pub use fs::{FsEdit, FsRead, READ_MAX, Workspace};
+
+use super::stop::{Interrupt, Patience};
 
 /// What a call does to its target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +53,9 @@ pub struct Intent {
     pub repeatable: bool,
     /// The answer, where it is known before the effect.
     pub reply: Option<Value>,
+    /// The most it can cost; reserved before it is done.
+    #[serde(skip_serializing_if = "is_free")]
+    pub reserve: Usage,
 }
 
 impl Intent {
@@ -61,10 +67,70 @@ impl Intent {
     }
 }
 
-/// The effect may have happened or not; says what is known.
+fn is_free(reserve: &Usage) -> bool {
+    reserve.is_zero()
+}
+
+/// What a tool knows of the cycle while it works.
+pub struct Course<'a> {
+    /// The step's idempotency key, the same on every attempt.
+    pub key: &'a str,
+    /// How long it may go on.
+    pub patience: Patience<'a>,
+    /// Who is told how far it is.
+    pub watch: &'a dyn Watch,
+}
+
+/// Hears of work that takes long, while it goes on. Nothing of it changes the result.
+pub trait Watch {
+    /// How far it is; `fraction` from 0 to 1 where known.
+    fn progress(&self, message: &str, fraction: Option<f64>);
+    /// What it calls the part it is in.
+    fn phase(&self, name: &str);
+    /// A line for the log.
+    fn log(&self, level: tracing::Level, message: &str);
+}
+
+/// Tells nobody.
+#[derive(Clone, Copy, Debug)]
+pub struct Nobody;
+
+impl Watch for Nobody {
+    fn progress(&self, _message: &str, _fraction: Option<f64>) {}
+    fn phase(&self, _name: &str) {}
+    fn log(&self, _level: tracing::Level, _message: &str) {}
+}
+
+/// A call that has its answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Done {
+    /// The answer.
+    pub reply: ToolReply,
+    /// What it cost; `None` when nobody knows, and what was reserved counts.
+    pub usage: Option<Usage>,
+}
+
+impl From<ToolReply> for Done {
+    fn from(reply: ToolReply) -> Self {
+        Self { reply, usage: Some(Usage::ZERO) }
+    }
+}
+
+/// Why a call that was begun has no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct Unsure(pub String);
+pub enum Undone {
+    /// The effect may have happened or not; says what is known. A person has to look.
+    #[error("{0}")]
+    Unsure(String),
+    /// It was given up half done; the next attempt judges it as after a crash.
+    #[error("the call was given up")]
+    Interrupted {
+        /// Why.
+        why: Interrupt,
+        /// What it cost, where that is known; otherwise what was reserved counts.
+        usage: Option<Usage>,
+    },
+}
 
 /// Why a call does not run. Both are answers to the runner, recorded like any other.
 #[derive(Clone, Debug, PartialEq)]
@@ -109,11 +175,21 @@ pub trait Tool: Send + Sync + 'static {
     /// # Errors
     /// When it cannot be done.
     fn intent(&self, args: &Value, touch: &Touch) -> Result<Intent, Refusal>;
-    /// Does it. `key` is the step's idempotency key, the same on every attempt.
+    /// True when the operator lets that runner make the call.
+    fn open_to(&self, args: &Value, runner: &str) -> bool {
+        let _ = (args, runner);
+        true
+    }
+    /// Does it.
     ///
     /// # Errors
-    /// When nobody can tell whether it happened: a person has to.
-    fn execute(&self, args: &Value, intent: &Intent, key: &str) -> Result<ToolReply, Unsure>;
+    /// When it has no answer, see [`Undone`].
+    fn execute(&self, args: &Value, intent: &Intent, course: &Course<'_>) -> Result<Done, Undone>;
+    /// A former attempt began the step with this key, and nobody knows its end. Ends what may be
+    /// left of it.
+    fn abandoned(&self, key: &str) {
+        let _ = key;
+    }
     /// The target's hash as it is now, after making durable what is there; `None` when nobody can
     /// tell.
     fn world_hash(&self, intent: &Intent) -> Option<String>;

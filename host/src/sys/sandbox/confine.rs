@@ -81,6 +81,10 @@ fn become_program(target: &OsStr, arguments: &[OsString]) -> Result<(), (u8, Str
     if reached.level < wanted.require {
         return Err(refused(SandboxError::TooWeak { reached, wanted: wanted.require }));
     }
+    if wanted.die_with_parent {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+            .map_err(|error| (REFUSED, format!("prctl: {error}")))?;
+    }
     let error = Command::new(target).args(arguments).env_remove(GRANTS).exec();
     let code = if error.kind() == io::ErrorKind::NotFound { NOT_THERE } else { CANNOT_RUN };
     Err((code, format!("{}: {error}", target.display())))

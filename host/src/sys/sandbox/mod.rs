@@ -93,6 +93,9 @@ pub struct Confinement {
     /// Processes and threads together; the kernel exempts root.
     #[serde(default)]
     pub processes: Option<u64>,
+    /// [`confine`] starts a program that is killed when the thread that started it ends.
+    #[serde(default)]
+    pub die_with_parent: bool,
     /// [`confine`] starts nothing below this level. [`enter`] leaves that to its caller.
     #[serde(default = "partial")]
     pub require: Level,
@@ -131,6 +134,7 @@ impl Confinement {
             open_files: None,
             file_bytes: None,
             processes: None,
+            die_with_parent: false,
             require: partial(),
         }
     }

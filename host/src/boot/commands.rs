@@ -1,0 +1,202 @@
+//! Programs of the configuration, as the tool `process.run` takes them: paths made absolute,
+//! environment put together, secrets as places to look and not as values.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use kairos_plugin_api::Usage;
+
+use crate::boot::settings::Settings;
+use crate::broker::llm::Price;
+use crate::broker::policy;
+use crate::broker::tools::process::preset::Preset;
+use crate::broker::tools::process::{CommandSpec, Grant, Input, Pass, ProcessRun, Secret, Start, unconfined};
+use crate::config::commands::{CommandConfig, InputWord, PresetWord, PromptWord};
+use crate::config::llm::SecretSource;
+use crate::config::{Env, Paths};
+use crate::sys::clock::Clock;
+use crate::sys::files;
+use crate::sys::sandbox::{self, Confinement, Network};
+
+/// Where programs are looked up unless `env` or `inherit` says otherwise.
+const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+/// This very image, also when an upgrade has put another one in its place.
+const THIS_PROGRAM: &str = "/proc/self/exe";
+/// Largest file that holds a secret, in bytes.
+const SECRET_FILE_MAX: u64 = 64 << 10;
+
+/// Builds the tool.
+pub fn build(settings: &Settings, env: &Env, clock: &Arc<dyn Clock>) -> ProcessRun {
+    let commands = settings.config.commands.iter();
+    let commands = commands.map(|(name, command)| spec(name, command, settings, env)).collect();
+    ProcessRun::new(commands, Arc::new(confined), Arc::clone(clock))
+}
+
+/// Where programs get directories for their temporary files.
+fn scratch(paths: &Paths) -> PathBuf {
+    paths.run.join("tmp")
+}
+
+/// Removes what programs of a daemon that died left there. Under the root's lock only.
+pub fn sweep(paths: &Paths) {
+    let dir = scratch(paths);
+    if let Err(error) = std::fs::remove_dir_all(&dir)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(dir = %dir.display(), %error, "process_run_scratch_not_removed");
+    }
+}
+
+fn spec(name: &str, command: &CommandConfig, settings: &Settings, env: &Env) -> CommandSpec {
+    let preset = match command.preset {
+        PresetWord::Jsonl => Preset::Jsonl,
+        PresetWord::Plain => Preset::Plain,
+        PresetWord::Claude => Preset::Claude,
+        PresetWord::Codex => Preset::Codex,
+        PresetWord::Goose => Preset::Goose,
+        PresetWord::Aider => Preset::Aider,
+    };
+    let input = match (command.input, preset) {
+        (Some(InputWord::Mandate), _) | (None, Preset::Jsonl) => Input::Mandate,
+        (Some(InputWord::Nothing), _) | (None, Preset::Plain) => Input::Nothing,
+        (Some(InputWord::Prompt), _) | (None, _) => Input::Prompt,
+    };
+    let place = |path: &String| place(path, settings, env);
+    CommandSpec {
+        name: name.to_owned(),
+        argv: command.argv.clone(),
+        preset,
+        input,
+        pass: match command.prompt {
+            PromptWord::Stdin => Pass::Stdin,
+            PromptWord::Arg => Pass::Arg,
+        },
+        cwd: place(&command.cwd),
+        env: environment(command, env),
+        secrets: secrets(command, settings, env),
+        grant: command.sandbox.then(|| Grant {
+            network: command.network,
+            read: command.read.iter().map(place).collect(),
+            write: command.write.iter().map(place).collect(),
+        }),
+        scratch: scratch(&settings.paths),
+        own: settings.paths.dot.clone(),
+        timeout: command.timeout,
+        grace: command.grace,
+        max_output: usize::try_from(command.max_output_bytes).unwrap_or(usize::MAX),
+        reserve: Usage {
+            llm_calls: command.max_calls,
+            input_tokens: command.max_tokens,
+            output_tokens: 0,
+            cost_nano_usd: command.max_cost_nano_usd,
+        },
+        price: command.price.map(|price| Price {
+            input_nano_usd_per_mtok: price.input_nano_usd_per_mtok,
+            output_nano_usd_per_mtok: price.output_nano_usd_per_mtok,
+        }),
+        repeatable: command.retry_safe,
+        runners: command.runners.clone(),
+    }
+}
+
+/// A path of the configuration: `~/` is the home directory, relative ones start at the root.
+fn place(path: &str, settings: &Settings, env: &Env) -> PathBuf {
+    let home = path.strip_prefix("~/").and_then(|rest| env.dir("HOME").map(|home| home.join(rest)));
+    home.unwrap_or_else(|| settings.paths.at_root(Path::new(path)))
+}
+
+fn environment(command: &CommandConfig, env: &Env) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::from([("PATH".to_owned(), PATH.to_owned())]);
+    for name in &command.inherit {
+        if let Some(value) = env.get(name) {
+            found.insert(name.clone(), value.to_owned());
+        }
+    }
+    for (name, value) in &command.env {
+        let home = value.strip_prefix("~/").and_then(|rest| Some(env.dir("HOME")?.join(rest)));
+        let value = home.map_or_else(|| value.clone(), |path| path.display().to_string());
+        found.insert(name.clone(), value);
+    }
+    found
+}
+
+fn secrets(command: &CommandConfig, settings: &Settings, env: &Env) -> BTreeMap<String, Secret> {
+    let each = command.secrets.iter();
+    each.map(|(name, source)| (name.clone(), secret(source, settings, env))).collect()
+}
+
+fn secret(source: &SecretSource, settings: &Settings, env: &Env) -> Secret {
+    match source {
+        SecretSource::Env(name) => {
+            let found = env.get(name).map(str::to_owned);
+            let missing = format!("the daemon's environment has no {name}");
+            Arc::new(move || found.clone().ok_or_else(|| missing.clone()))
+        }
+        SecretSource::File(path) => {
+            let path = settings.paths.at_root(path);
+            Arc::new(move || first_line(&path))
+        }
+        SecretSource::Credential(name) => {
+            let path = env.dir("CREDENTIALS_DIRECTORY").map(|dir| dir.join(name));
+            Arc::new(move || match &path {
+                Some(path) => first_line(path),
+                None => Err("the service manager gave no CREDENTIALS_DIRECTORY".to_owned()),
+            })
+        }
+    }
+}
+
+fn first_line(path: &Path) -> Result<String, String> {
+    let shown = path.display();
+    let bytes = files::read(path, SECRET_FILE_MAX).map_err(|error| error.to_string())?;
+    let bytes = bytes.ok_or_else(|| format!("{shown} is not there"))?;
+    let text = String::from_utf8(bytes).map_err(|_| format!("{shown} is no text"))?;
+    let line = text.lines().next().unwrap_or_default().trim();
+    if line.is_empty() { Err(format!("{shown} is empty")) } else { Ok(line.to_owned()) }
+}
+
+/// Starts a program within its grant: by way of this very program, which confines itself first.
+fn confined(start: &Start<'_>) -> Result<Command, String> {
+    let Some(grant) = start.grant else { return Ok(unconfined(start)) };
+    for path in grant.read.iter().chain(&grant.write) {
+        keeps_out(path, start.own)?;
+    }
+    let mut command =
+        sandbox::prepare(Path::new(THIS_PROGRAM), &confinement(start, grant), start.program.as_os_str());
+    command.args(start.args);
+    Ok(command)
+}
+
+/// A grant that holds the daemon's own directory would hand out its token and its store.
+fn keeps_out(path: &Path, own: &Path) -> Result<(), String> {
+    let real = |path: &Path| path.canonicalize().map_err(|error| format!("{}: {error}", path.display()));
+    let (granted, own) = (real(path)?, real(own)?);
+    let shared = |inside: &Path| policy::SHARED.iter().any(|part| inside.starts_with(part));
+    if own.starts_with(&granted) || granted.strip_prefix(&own).is_ok_and(|inside| !shared(inside)) {
+        return Err(format!(
+            "the grant {} holds the daemon's own directory; grant what lies beside it, keep the root elsewhere, or \
+             write `sandbox: off`",
+            path.display()
+        ));
+    }
+    Ok(())
+}
+
+fn confinement(start: &Start<'_>, grant: &Grant) -> Confinement {
+    let mut read = grant.read.clone();
+    read.push(start.program.to_owned());
+    let mut write = grant.write.clone();
+    write.push(start.scratch.to_owned());
+    // What an agent can read it could run by way of a shell anyway.
+    let exec = sandbox::programs().into_iter().chain(read.iter().cloned()).chain(write.iter().cloned());
+    Confinement {
+        exec: exec.collect(),
+        network: if grant.network { Network::Host } else { Network::None },
+        read,
+        write,
+        die_with_parent: true,
+        ..Confinement::tool()
+    }
+}

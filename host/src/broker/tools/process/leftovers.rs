@@ -1,0 +1,52 @@
+//! Ends processes that a step left behind. A step's processes carry its key in their environment;
+//! one that left the group, or that outlived the daemon, is found by it. Must never touch a process
+//! that does not carry the very key.
+
+use std::fs;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+
+use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
+
+/// The variable that carries a step's key.
+pub const MARK: &str = "KAIROS_STEP";
+/// Most of an environment that is read, in bytes.
+const ENVIRON_MAX: u64 = 1 << 20;
+/// Rounds, because one that is about to be ended can start another one.
+const ROUNDS: usize = 20;
+
+/// Kills every process that carries the key; says how many were found.
+pub fn end(key: &str) -> usize {
+    let mark = format!("{MARK}={key}");
+    let mut ended = 0;
+    for _ in 0..ROUNDS {
+        let found = marked(&mark);
+        if found.is_empty() {
+            break;
+        }
+        for process in &found {
+            // One that has ended meanwhile is what was wanted.
+            let _ = pidfd_send_signal(process, Signal::KILL);
+        }
+        ended += found.len();
+    }
+    ended
+}
+
+fn marked(mark: &str) -> Vec<OwnedFd> {
+    let Ok(entries) = fs::read_dir("/proc") else { return vec![] };
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter_map(|raw| {
+        let pid = Pid::from_raw(raw).filter(|pid| *pid != getpid())?;
+        // Held before it is looked at, so that the number cannot have become another process.
+        let process = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+        let mut environ = vec![];
+        fs::File::open(format!("/proc/{raw}/environ"))
+            .ok()?
+            .take(ENVIRON_MAX)
+            .read_to_end(&mut environ)
+            .ok()?;
+        environ.split(|byte| *byte == 0).any(|entry| entry == mark.as_bytes()).then_some(process)
+    })
+    .collect()
+}

@@ -1,0 +1,67 @@
+//! aider prints its usage in words after each exchange:
+//!
+//! ```text
+//! Tokens: 2.1k sent, 512 received. Cost: $0.01 message, $0.02 session.
+//! ```
+//!
+//! Its figures are rounded; what could have been rounded away is added, so that the ledger never
+//! counts less than was spent. Without a price of its model it states no cost.
+
+use super::{Reading, Stated, Told, nano};
+
+/// Reads one line.
+pub(super) fn line(reading: &mut Reading, line: &str, tell: &mut dyn FnMut(Told<'_>)) {
+    let line = line.trim();
+    if let Some(report) = line.strip_prefix("Tokens: ") {
+        let (mut sent, mut received) = (None, None);
+        for part in report.split(", ") {
+            let mut words = part.split_whitespace();
+            let (figure, what) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+            match what.trim_end_matches('.') {
+                "sent" => sent = tokens(figure),
+                "received" => received = tokens(figure),
+                _ => {}
+            }
+        }
+        if sent.is_some() || received.is_some() {
+            reading.stated.add(Stated { calls: Some(1), input: sent, output: received, cost: None });
+            reading.is_final = true;
+            tell(Told::Usage);
+        }
+    }
+    // The session's cost is the sum of all its messages'.
+    if let Some((_, cost)) = line.split_once("Cost: ")
+        && let Some((_, session)) = cost.split_once("message, $")
+        && let Some(dollars) = session.split_whitespace().next().and_then(upper_bound)
+    {
+        reading.stated.cost = Some(nano(dollars));
+        tell(Told::Usage);
+    }
+}
+
+/// aider ends well even when its model could not be reached.
+pub(super) fn end(reading: &mut Reading, whole: &str) {
+    if reading.is_final {
+        return;
+    }
+    let trouble = whole.lines().find(|line| line.trim_start().starts_with("litellm."));
+    if let Some(trouble) = trouble {
+        reading.fail("agent_error", trouble.trim());
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a cast of floats saturates")]
+fn tokens(figure: &str) -> Option<u64> {
+    match figure.strip_suffix('k') {
+        Some(thousands) => upper_bound(thousands).map(|thousands| (thousands * 1000.0).ceil() as u64),
+        None => figure.parse().ok(),
+    }
+}
+
+/// The number and half a unit of its last digit; zero is printed only for zero.
+fn upper_bound(text: &str) -> Option<f64> {
+    let number: f64 = text.parse().ok().filter(|number: &f64| number.is_finite() && *number >= 0.0)?;
+    let digits = text.split_once('.').map_or(0, |(_, digits)| digits.len());
+    let half = 0.5 * 10_f64.powi(-i32::try_from(digits).ok()?);
+    Some(if number == 0.0 { 0.0 } else { number + half })
+}

@@ -1,0 +1,75 @@
+//! Codex's `codex exec --json`: one event a line. Usage comes with the end of each turn; cached
+//! tokens are part of `input_tokens`, reasoning is part of `output_tokens`, and no cost is stated.
+//!
+//! How many requests a turn took is not stated either: one for the turn and one for each piece of
+//! work it answers for is what is counted.
+
+use serde_json::Value;
+
+use super::{Reading, Stated, Told, count, text};
+
+/// Reads one event; false when it is none.
+pub(super) fn value(reading: &mut Reading, value: &Value, tell: &mut dyn FnMut(Told<'_>)) -> bool {
+    match text(value, "type") {
+        Some("thread.started") => {
+            reading.session = text(value, "thread_id").map(str::to_owned);
+        }
+        Some("item.started") => {
+            if let Some(kind) = value.get("item").and_then(kind) {
+                tell(Told::Progress(&kind.replace('_', " "), None));
+            }
+        }
+        Some("item.completed") => item(reading, value.get("item").unwrap_or(&Value::Null)),
+        Some("turn.completed") => {
+            let usage = value.get("usage").unwrap_or(&Value::Null);
+            let work = reading.messages.len() as u64;
+            reading.messages.clear();
+            reading.stated.add(Stated {
+                calls: Some(1 + work),
+                input: count(usage, "input_tokens"),
+                output: count(usage, "output_tokens"),
+                cost: None,
+            });
+            reading.is_final = true;
+            reading.ended = true;
+            reading.failure = None;
+            tell(Told::Usage);
+        }
+        Some("turn.failed") => {
+            let message = value.get("error").and_then(|error| text(error, "message"));
+            reading.fail("agent_error", message.unwrap_or("the turn failed"));
+            // What a failed turn cost is not said.
+            reading.is_final = false;
+            reading.ended = true;
+        }
+        // Often only a reconnection: the turn's end has the last word.
+        Some("error") => {
+            let message = text(value, "message").unwrap_or("codex reports an error");
+            reading.keep(message);
+            reading.fail("agent_error", message);
+        }
+        Some(_) => {}
+        None => return false,
+    }
+    true
+}
+
+/// Older versions call the type of an item `item_type`.
+fn kind(item: &Value) -> Option<&str> {
+    text(item, "type").or_else(|| text(item, "item_type"))
+}
+
+fn item(reading: &mut Reading, item: &Value) {
+    match kind(item) {
+        Some("agent_message" | "assistant_message") => reading.say(text(item, "text").unwrap_or_default()),
+        Some("error") => {
+            if let Some(message) = text(item, "message") {
+                reading.keep(message);
+            }
+        }
+        Some("command_execution" | "file_change" | "mcp_tool_call" | "web_search") => {
+            reading.messages.push((String::new(), Stated::default()));
+        }
+        _ => {}
+    }
+}

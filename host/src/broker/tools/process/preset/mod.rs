@@ -1,0 +1,256 @@
+//! What agents print, read as it comes: usage, what they call their phases, their last word.
+//!
+//! Pure readers of text. They live in the host and not in the runner, because the host is the one
+//! that settles the reservation: what the step cost is read from what the host itself captured, and
+//! is committed together with the step's result. A reader never fails; what it does not understand
+//! is counted and kept as text, and what an agent does not say stays unknown.
+
+mod aider;
+mod claude;
+mod codex;
+mod goose;
+mod lines;
+
+use std::collections::VecDeque;
+
+use kairos_plugin_api::Usage;
+use serde_json::Value;
+use tracing::Level;
+
+use super::text::cut_end;
+
+/// Longest text of an agent's last word that is kept, in bytes.
+const TEXT_MAX: usize = 64 << 10;
+/// Lines kept of what is no message.
+const LOG_LINES: usize = 50;
+/// Longest of them, in bytes.
+const LOG_LINE_MAX: usize = 500;
+/// Different phases of one run that are kept.
+const PHASES_MAX: usize = 32;
+const NANO: f64 = 1e9;
+
+/// Whose output it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Preset {
+    /// Kairos' own protocol: one JSON object a line, see [`lines`].
+    Jsonl,
+    /// Any program: its exit code and its text.
+    Plain,
+    /// Claude Code, `claude -p --output-format json` or `stream-json`.
+    Claude,
+    /// Codex, `codex exec --json`.
+    Codex,
+    /// Goose, `goose run --output-format json` or `stream-json`.
+    Goose,
+    /// aider, `aider --message`; it has no JSON, its reports are read.
+    Aider,
+}
+
+impl Preset {
+    /// The words of the configuration.
+    pub const WORDS: [(&'static str, Self); 6] = [
+        ("jsonl", Self::Jsonl),
+        ("plain", Self::Plain),
+        ("claude", Self::Claude),
+        ("codex", Self::Codex),
+        ("goose", Self::Goose),
+        ("aider", Self::Aider),
+    ];
+
+    /// The word of the configuration.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        Self::WORDS.iter().find(|(_, known)| *known == self).map_or("", |(word, _)| word)
+    }
+
+    /// Reads one line of its standard output, without the line's end.
+    pub fn line(self, reading: &mut Reading, line: &str, tell: &mut dyn FnMut(Told<'_>)) {
+        reading.lines += 1;
+        match self {
+            Self::Plain => {}
+            Self::Aider => aider::line(reading, line, tell),
+            Self::Jsonl | Self::Claude | Self::Codex | Self::Goose => {
+                if line.trim().is_empty() {
+                    return;
+                }
+                match serde_json::from_str::<Value>(line) {
+                    Ok(value) => self.value(reading, &value, tell),
+                    // Goose's single document is spread over many lines and read at the end.
+                    Err(_) if self == Self::Goose => {}
+                    Err(_) => reading.malformed(line),
+                }
+            }
+        }
+    }
+
+    fn value(self, reading: &mut Reading, value: &Value, tell: &mut dyn FnMut(Told<'_>)) {
+        let known = match self {
+            Self::Jsonl => lines::value(reading, value, tell),
+            Self::Claude => claude::value(reading, value, tell),
+            Self::Codex => codex::value(reading, value, tell),
+            Self::Goose => goose::value(reading, value, tell),
+            Self::Plain | Self::Aider => true,
+        };
+        if !known {
+            reading.malformed(&value.to_string());
+        }
+    }
+
+    /// Reads what only the whole shows. `exit` is the exit code of a program that ended by itself.
+    pub fn end(self, reading: &mut Reading, whole: &str, exit: Option<i32>) {
+        match self {
+            Self::Goose if !reading.ended => goose::document(reading, whole),
+            Self::Plain | Self::Aider => reading.say(cut_end(whole.trim(), TEXT_MAX)),
+            _ => {}
+        }
+        if self == Self::Aider {
+            aider::end(reading, whole);
+        }
+        let says = matches!(self, Self::Claude | Self::Codex | Self::Goose);
+        if says && !reading.ended && exit == Some(0) && reading.failure.is_none() {
+            let error = format!("{} printed no result that can be read", self.as_str());
+            reading.fail("no_result", error);
+        }
+    }
+}
+
+/// What is shown of a run while it goes on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Told<'a> {
+    /// How far it is.
+    Progress(&'a str, Option<f64>),
+    /// A new phase.
+    Phase(&'a str),
+    /// A line for the log.
+    Log(Level, &'a str),
+    /// The usage that is known by now has changed.
+    Usage,
+}
+
+/// Usage as far as an agent stated it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stated {
+    /// LLM calls.
+    pub calls: Option<u64>,
+    /// Tokens sent, cached ones included.
+    pub input: Option<u64>,
+    /// Tokens received.
+    pub output: Option<u64>,
+    /// Nano-dollars.
+    pub cost: Option<u64>,
+}
+
+impl Stated {
+    /// What is stated; the rest is zero.
+    #[must_use]
+    pub fn known(self) -> Usage {
+        Usage {
+            llm_calls: self.calls.unwrap_or(0),
+            input_tokens: self.input.unwrap_or(0),
+            output_tokens: self.output.unwrap_or(0),
+            cost_nano_usd: self.cost.unwrap_or(0),
+        }
+    }
+
+    fn add(&mut self, more: Self) {
+        let join = |sum: &mut Option<u64>, more: Option<u64>| {
+            if let Some(more) = more {
+                *sum = Some(sum.unwrap_or(0).saturating_add(more));
+            }
+        };
+        join(&mut self.calls, more.calls);
+        join(&mut self.input, more.input);
+        join(&mut self.output, more.output);
+        join(&mut self.cost, more.cost);
+    }
+}
+
+/// All that was read of one run.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Reading {
+    /// What it cost, as it says. Counts when it is final.
+    pub stated: Stated,
+    /// True when what is stated is the whole of it; otherwise it is a lower bound.
+    pub is_final: bool,
+    /// Its last word.
+    pub text: Option<String>,
+    /// Why it failed, by its own account: a word for programs, a message for people.
+    pub failure: Option<(&'static str, String)>,
+    /// The report line of Kairos' protocol.
+    pub report: Option<Value>,
+    /// How the agent calls its session.
+    pub session: Option<String>,
+    /// Phases in the order of their first mention.
+    pub phases: Vec<String>,
+    /// The last lines that are no messages.
+    pub log: VecDeque<String>,
+    /// Lines that should have been messages and were not.
+    pub malformed: u64,
+    /// All lines.
+    pub lines: u64,
+    /// The agent said that it was done.
+    ended: bool,
+    /// Messages of a model by their ids, with the usage of each.
+    messages: Vec<(String, Stated)>,
+}
+
+impl Reading {
+    fn malformed(&mut self, line: &str) {
+        self.malformed += 1;
+        self.keep(line);
+    }
+
+    fn keep(&mut self, line: &str) {
+        if self.log.len() == LOG_LINES {
+            self.log.pop_front();
+        }
+        self.log.push_back(cut_end(line.trim_end(), LOG_LINE_MAX).to_owned());
+    }
+
+    fn say(&mut self, text: &str) {
+        if !text.is_empty() {
+            self.text = Some(cut_end(text, TEXT_MAX).to_owned());
+        }
+    }
+
+    fn fail(&mut self, code: &'static str, message: impl Into<String>) {
+        let message: String = message.into();
+        self.failure = Some((code, cut_end(&message, LOG_LINE_MAX * 4).to_owned()));
+    }
+
+    /// Notes a phase; true when it is one that may be told.
+    fn phase(&mut self, name: &str) -> bool {
+        if self.phases.iter().any(|known| known == name) {
+            return true;
+        }
+        let room = self.phases.len() < PHASES_MAX;
+        if room {
+            self.phases.push(cut_end(name, LOG_LINE_MAX).to_owned());
+        }
+        room
+    }
+}
+
+/// A count; negative numbers, fractions and texts are none.
+fn count(value: &Value, key: &str) -> Option<u64> {
+    value.get(key).and_then(Value::as_u64)
+}
+
+/// Dollars as nano-dollars.
+fn dollars(value: &Value, key: &str) -> Option<u64> {
+    let dollars = value.get(key).and_then(Value::as_f64).filter(|dollars| *dollars >= 0.0)?;
+    Some(nano(dollars))
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a cast of floats saturates")]
+fn nano(dollars: f64) -> u64 {
+    (dollars * NANO).round() as u64
+}
+
+fn text<'v>(value: &'v Value, key: &str) -> Option<&'v str> {
+    value.get(key).and_then(Value::as_str)
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -1,0 +1,181 @@
+//! Every preset on outputs as its agent prints them: success, failure, limits, cut anywhere, garbage.
+
+use super::*;
+
+fn fixture(name: &str) -> String {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/broker/tools/process/fixtures/");
+    std::fs::read_to_string(format!("{path}{name}")).unwrap()
+}
+
+fn read_text(preset: Preset, text: &str, exit: Option<i32>) -> (Reading, Vec<String>) {
+    let (mut reading, mut told) = (Reading::default(), vec![]);
+    for line in text.lines() {
+        preset.line(&mut reading, line, &mut |event| {
+            if event != Told::Usage {
+                told.push(format!("{event:?}"));
+            }
+        });
+    }
+    preset.end(&mut reading, text, exit);
+    (reading, told)
+}
+
+fn read(preset: Preset, name: &str, exit: i32) -> Reading {
+    read_text(preset, &fixture(name), Some(exit)).0
+}
+
+const fn stated(calls: u64, input: u64, output: u64, cost: Option<u64>) -> Stated {
+    Stated { calls: Some(calls), input: Some(input), output: Some(output), cost }
+}
+
+#[test]
+fn each_agents_success_gives_usage_and_last_word() {
+    let cases = [
+        (
+            Preset::Claude,
+            "claude-success.json",
+            // Cached tokens and those of the second model are counted too.
+            stated(6, 14 + 21_873 + 94_210 + 106, 1637, Some(134_827_450)),
+            "Wrote notes/daily.md with 4 changes.",
+        ),
+        (
+            Preset::Claude,
+            "claude-stream.jsonl",
+            stated(2, 7 + 1350 + 19_200, 89, Some(12_190_500)),
+            "Done: a.md is up to date.",
+        ),
+        (
+            Preset::Codex,
+            "codex-success.jsonl",
+            stated(3, 24_763, 122, None),
+            "The README now names the licence.",
+        ),
+        (Preset::Goose, "goose-success.json", stated(2, 5100, 212, None), "The notes are tidy."),
+        (Preset::Goose, "goose-old.json", stated(1, 4100, 0, None), "All done."),
+        (Preset::Goose, "goose-stream.jsonl", stated(1, 900, 0, None), "All tidy."),
+        // Rounded figures count with what may have been rounded away.
+        (
+            Preset::Aider,
+            "aider-success.txt",
+            stated(2, 2150 + 12_500, 512 + 1250, Some(25_000_000)),
+            "Commit 1a2b3c4 test: cover the empty case",
+        ),
+        (Preset::Jsonl, "lines-success.jsonl", stated(2, 1000, 50, Some(2_500_000)), "3 files written"),
+    ];
+    for (preset, name, usage, last) in cases {
+        let reading = read(preset, name, 0);
+        assert_eq!(reading.failure, None, "{name}");
+        assert_eq!((reading.stated, reading.is_final), (usage, true), "{name}");
+        assert!(reading.text.as_deref().unwrap().ends_with(last), "{name}: {:?}", reading.text);
+    }
+}
+
+#[test]
+fn each_agents_failure_is_one_with_its_own_words() {
+    let cases = [
+        (Preset::Claude, "claude-error.json", "agent_error", "Invalid API key"),
+        (Preset::Claude, "claude-budget.json", "agent_limit", "Reached maximum budget"),
+        (Preset::Codex, "codex-error.jsonl", "agent_error", "401"),
+        (Preset::Codex, "codex-limit.jsonl", "agent_error", "usage limit"),
+        (Preset::Goose, "goose-error.jsonl", "agent_error", "Authentication"),
+        (Preset::Goose, "goose-limit.json", "agent_error", "max turns"),
+        (Preset::Aider, "aider-error.txt", "agent_error", "invalid x-api-key"),
+        (Preset::Jsonl, "lines-error.jsonl", "agent_error", "locked"),
+    ];
+    for (preset, name, code, words) in cases {
+        let (found, message) = read(preset, name, 0).failure.unwrap_or_else(|| panic!("{name}"));
+        assert_eq!(found, code, "{name}");
+        assert!(message.contains(words), "{name}: {message}");
+    }
+    let budget = read(Preset::Claude, "claude-budget.json", 1);
+    assert_eq!(budget.stated.cost, Some(1_041_200_000), "a limit that was hit was paid for");
+    let limit = read(Preset::Codex, "codex-limit.jsonl", 1);
+    assert!(!limit.is_final, "what a failed turn cost is not said");
+    let limit = read(Preset::Aider, "aider-limit.txt", 0);
+    assert_eq!((limit.stated, limit.is_final), (stated(1, 990, 0, None), true));
+}
+
+#[test]
+fn what_happens_is_told_while_it_happens() {
+    let (reading, told) = read_text(Preset::Jsonl, &fixture("lines-success.jsonl"), Some(0));
+    assert_eq!(
+        told,
+        [
+            "Phase(\"observe\")",
+            "Log(Level(Warn), \"3 files are stale\")",
+            "Phase(\"act\")",
+            "Progress(\"writing\", Some(0.5))"
+        ]
+    );
+    assert_eq!((reading.phases.len(), reading.malformed, reading.lines), (2, 1, 8));
+    assert!(reading.log.iter().any(|line| line == "a line that is no message"));
+    assert_eq!(reading.report.unwrap()["more"], true);
+    let (_, told) = read_text(Preset::Claude, &fixture("claude-stream.jsonl"), Some(0));
+    assert_eq!(told, ["Progress(\"uses Read\", None)"]);
+}
+
+#[test]
+fn an_output_cut_anywhere_is_read_as_far_as_it_goes_and_never_called_whole() {
+    let all = [
+        (Preset::Claude, "claude-success.json"),
+        (Preset::Claude, "claude-stream.jsonl"),
+        (Preset::Codex, "codex-success.jsonl"),
+        (Preset::Goose, "goose-success.json"),
+        (Preset::Goose, "goose-stream.jsonl"),
+        (Preset::Aider, "aider-success.txt"),
+        (Preset::Jsonl, "lines-success.jsonl"),
+    ];
+    for (preset, name) in all {
+        let text = fixture(name);
+        let most = read(preset, name, 0).stated.known();
+        for at in (0..text.trim_end().len()).filter(|at| text.is_char_boundary(*at)) {
+            let reading = read_text(preset, &text[..at], Some(0)).0;
+            let known = reading.stated.known();
+            assert_eq!(known.max(most), most, "{name} cut at {at}");
+            let says = matches!(preset, Preset::Claude | Preset::Codex | Preset::Goose);
+            assert!(!says || reading.failure.is_some(), "{name} cut at {at} is no success");
+        }
+    }
+}
+
+#[test]
+fn garbage_is_counted_and_kept_and_nothing_else() {
+    let long = format!("{{\"type\":\"log\",\"message\":\"{}\"}}", "x".repeat(1 << 20));
+    let many = "{\"type\":\"assistant\",\"message\":{}}\n".repeat(20_000);
+    let texts = [
+        "\0\u{fffd}{{{[[[",
+        "[]",
+        "null",
+        "{\"type\":7}",
+        "{\"type\":\"usage\",\"llm_calls\":-1,\"input_tokens\":1e99,\"cost_usd\":\"x\"}",
+        "{\"type\":\"result\",\"usage\":[],\"total_cost_usd\":-3,\"modelUsage\":7}",
+        "{\"type\":\"turn.completed\",\"usage\":null}",
+        "{\"messages\":7,\"metadata\":[]}",
+        "{\"type\":\"report\",\"status\":\"great\"}",
+        "Tokens: k sent, 9999999999999999999999k received. Cost: $NaN message, $-1 session.",
+        &"[".repeat(100_000),
+        &long,
+        &many,
+    ];
+    for preset in Preset::WORDS.map(|(_, preset)| preset) {
+        for text in texts {
+            let (reading, _) = read_text(preset, text, Some(0));
+            assert_eq!(reading.stated.cost.unwrap_or(0), 0, "{preset:?} {:.60}", text);
+            assert!(reading.log.iter().all(|line| line.len() <= LOG_LINE_MAX));
+            assert!(reading.text.as_ref().is_none_or(|text| text.len() <= TEXT_MAX));
+        }
+    }
+}
+
+#[test]
+fn phases_and_log_lines_of_a_talkative_agent_are_bounded() {
+    let text: String = (0..500)
+        .map(|n| {
+            format!("{{\"type\":\"phase\",\"name\":\"p{n}\"}}\n{{\"type\":\"log\",\"message\":\"{n}\"}}\n")
+        })
+        .collect();
+    let (reading, told) = read_text(Preset::Jsonl, &text, Some(0));
+    assert_eq!((reading.phases.len(), reading.log.len()), (PHASES_MAX, LOG_LINES));
+    assert_eq!(told.iter().filter(|told| told.starts_with("Phase")).count(), PHASES_MAX);
+    assert_eq!(reading.log.back().unwrap(), "499");
+}
