@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use kairos_tests::{kairos, plugin};
+use kairos_tests::{kairos, plugin, target_dir};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -230,4 +230,72 @@ fn a_file_that_is_no_plugin_is_said_to_be_none() {
     assert_eq!(tested.code, 1);
     let error: Value = serde_json::from_str(&tested.stderr).unwrap();
     assert_eq!(error["error"]["code"], "not_elf");
+}
+
+/// Runs a program in a directory; it must succeed.
+fn succeeds(dir: &Path, program: impl AsRef<std::ffi::OsStr>, args: &[&str]) {
+    let output = Command::new(program).args(args).current_dir(dir).stdin(Stdio::null()).output().unwrap();
+    let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    assert!(output.status.success(), "{args:?}: {}{}", said[0], said[1]);
+}
+
+#[test]
+fn a_new_runner_in_rust_builds_and_passes_its_tests_and_its_scenario() {
+    let desk = Desk::new();
+    let made = desk.kairos(&["plugin", "new", "daily-notes", "--json"]);
+    assert_eq!(made.code, 0, "{}", made.stderr);
+    let made: Value = serde_json::from_str(&made.stdout).unwrap();
+    assert!(made["created"].as_array().unwrap().contains(&json!("src/lib.rs")), "{made}");
+    let dir = desk.0.path().join("daily-notes");
+    let own = fs::read_to_string(dir.join("src/lib.rs")).unwrap();
+    let body = own.split("#[cfg(test)]").next().unwrap().split("impl CycleRunner").nth(1).unwrap();
+    let lines = body.lines().filter(|line| !line.trim().is_empty() && !line.trim().starts_with("//")).count();
+    assert!(lines <= 20, "{lines} lines are more than were promised");
+    // The versions, the profile and the directory of this build: little is compiled again, nothing
+    // is fetched.
+    fs::copy(workspace().join("Cargo.lock"), dir.join("Cargo.lock")).unwrap();
+    let target = target_dir().parent().unwrap().to_owned();
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut common = vec!["--offline", "--target-dir", target.to_str().unwrap()];
+    for setting in ["profile.dev.debug='line-tables-only'", "profile.dev.package.sha2.opt-level=3"] {
+        common.extend(["--config", setting]);
+    }
+    for command in ["build", "test"] {
+        succeeds(&dir, &cargo, &[&[command], &common[..]].concat());
+    }
+    let so = target.join("debug/libdaily_notes.so");
+    let args = ["plugin", "test", so.to_str().unwrap(), "--scenario", "daily-notes/scenario.yml"];
+    let tested = desk.kairos(&args);
+    assert_eq!(tested.code, 0, "{}{}", tested.stdout, tested.stderr);
+    assert!(tested.stdout.contains("cuts: 2 crashes, no difference"), "{}", tested.stdout);
+}
+
+#[test]
+fn a_new_runner_in_c_builds_and_passes_its_scenario() {
+    let desk = Desk::new();
+    let made = desk.kairos(&["plugin", "new", "count-down", "--lang", "c", "--dir", "work/c"]);
+    assert_eq!(made.code, 0, "{}", made.stderr);
+    let dir = desk.0.path().join("work/c");
+    succeeds(&dir, "make", &["CFLAGS=-O1 -Wall -Wextra -pedantic -Werror"]);
+    let checked = desk.kairos(&["plugin", "check", "work/c/libcount_down.so"]);
+    assert_eq!(checked.code, 0, "{}", checked.stdout);
+    let tested =
+        desk.kairos(&["plugin", "test", "work/c/libcount_down.so", "--scenario", "work/c/scenario.yml"]);
+    assert_eq!(tested.code, 0, "{}{}", tested.stdout, tested.stderr);
+}
+
+#[test]
+fn new_runners_overwrite_nothing_and_have_names_that_build() {
+    let desk = Desk::new();
+    fs::create_dir(desk.0.path().join("taken")).unwrap();
+    let taken = desk.kairos(&["plugin", "new", "taken"]);
+    assert_eq!(taken.code, 5, "{}", taken.stderr);
+    assert!(taken.stderr.contains("nothing was written"), "{}", taken.stderr);
+    for name in ["Upper", "../out", "test"] {
+        let refused = desk.kairos(&["plugin", "new", name]);
+        assert_eq!(refused.code, 2, "{name}: {}", refused.stderr);
+    }
+    let nowhere = desk.kairos(&["plugin", "new", "fine", "--api", "nowhere"]);
+    assert_eq!(nowhere.code, 2, "{}", nowhere.stderr);
+    assert!(!desk.0.path().join("fine").exists());
 }

@@ -1,6 +1,7 @@
 //! `kairos plugin`: one file a subcommand; this one only finds and dispatches.
 
 mod check;
+mod new;
 mod scenario;
 mod sign;
 mod test;
@@ -27,6 +28,8 @@ pub enum PluginCommand {
     Keygen(sign::KeygenArgs),
     /// Sign a plugin, so that whoever trusts the key trusts the file
     Sign(sign::SignArgs),
+    /// Write a runner to start from: it builds and passes its own tests at once
+    New(new::NewArgs),
     /// Play a plugin through scenarios, without a daemon: scripted replies, faults, crashes
     Test(test::TestArgs),
 }
@@ -42,6 +45,7 @@ pub async fn run(command: PluginCommand, context: &Context) -> anyhow::Result<()
         PluginCommand::Trust(args) => trust::run(args, context),
         PluginCommand::Keygen(args) => sign::keygen(&args, context),
         PluginCommand::Sign(args) => sign::sign(&args, context),
+        PluginCommand::New(args) => new::run(&args, context),
         PluginCommand::Test(args) => test::run(&args, context),
     }
 }

@@ -1,0 +1,255 @@
+//! `kairos plugin new`: a runner that builds and passes its own tests at once. Never overwrites
+//! anything.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde_json::json;
+
+use super::Context;
+use crate::cli::output::emit;
+use crate::exit::{Failure, code};
+use crate::sys::files;
+
+/// What to make.
+#[derive(Clone, Debug, Args)]
+pub struct NewArgs {
+    /// Its name: lower-case letters, digits and hyphens
+    pub name: String,
+    /// The language it is written in
+    #[arg(long, value_enum, default_value_t = Lang::Rust)]
+    pub lang: Lang,
+    /// Where; a directory that is not there yet [default: ./NAME]
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Where kairos-plugin-api comes from: a directory, or the URL of a git repository
+    #[arg(long, value_name = "PATH_OR_URL")]
+    pub api: Option<String>,
+}
+
+/// Languages there are templates for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Lang {
+    /// A crate
+    Rust,
+    /// A source, a Makefile and the header
+    C,
+}
+
+/// Longest name: it becomes a crate's, a file's and a manifest's.
+const NAME_MAX: usize = 64;
+/// Where this program's own source has the crate; looked for when it runs.
+const OWN_API: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../plugin-api");
+
+/// Writes the files.
+///
+/// # Errors
+/// A name that cannot be used, or no plugin-api: exit 2. The directory is there: exit 5.
+pub fn run(args: &NewArgs, context: &Context) -> anyhow::Result<()> {
+    check_name(&args.name)?;
+    let dir = context.cwd.join(args.dir.as_deref().unwrap_or(Path::new(&args.name)));
+    let library = format!("lib{}.so", args.name.replace('-', "_"));
+    let (so, build, files) = match args.lang {
+        Lang::Rust => (format!("target/release/{library}"), "cargo build --release", RUST),
+        Lang::C => (library, "make", C),
+    };
+    let api = match args.lang {
+        Lang::Rust => dependency(args.api.as_deref(), &context.cwd)?,
+        Lang::C => String::new(),
+    };
+    let play = format!("kairos plugin test {so} --scenario scenario.yml");
+    let file = json!(dir.join(&so).to_string_lossy()).to_string();
+    let params = if args.lang == Lang::Rust { ", params: {style: in three words}" } else { "" };
+    let fill = |text: &str| {
+        let known = [("name", args.name.as_str()), ("api", &api), ("so", &so), ("build", build)];
+        let more = [("play", play.as_str()), ("file", &file), ("params", params)];
+        known
+            .into_iter()
+            .chain(more)
+            .fold(text.to_owned(), |text, (key, value)| text.replace(&format!("{{{{{key}}}}}"), value))
+    };
+    if dir.symlink_metadata().is_ok() {
+        let message = format!("{} is already there", dir.display());
+        return Err(Failure::new(code::CONFLICT, "exists", message)
+            .remedy("nothing was written; choose another directory with --dir")
+            .into());
+    }
+    let mut written = vec![];
+    for (name, text) in files {
+        let path = dir.join(name);
+        files::create_dirs(path.parent().unwrap_or(&dir))?;
+        files::create_new(&path, fill(text).as_bytes(), files::SHARED)?;
+        written.push(*name);
+    }
+    let tests = if args.lang == Lang::Rust { "cargo test\n  " } else { "" };
+    let view = json!({"name": args.name, "dir": dir, "created": written, "plugin": dir.join(&so),
+        "next": [build, format!("kairos plugin check {so}"), play]});
+    emit(context.style, &view, |_| {
+        format!(
+            "made {}: {}\n\nnext:\n  cd {}\n  {tests}{build}\n  kairos plugin check {so}\n  {play}",
+            dir.display(),
+            written.join(", "),
+            dir.display()
+        )
+    })
+}
+
+const RUST: &[(&str, &str)] = &[
+    ("Cargo.toml", include_str!("templates/Cargo.toml.tpl")),
+    ("src/lib.rs", include_str!("templates/lib.rs.tpl")),
+    ("scenario.yml", include_str!("templates/scenario.yml.tpl")),
+    ("README.md", include_str!("templates/README.md.tpl")),
+    (".gitignore", "/target\n"),
+];
+
+const C: &[(&str, &str)] = &[
+    ("runner.c", include_str!("templates/runner.c.tpl")),
+    ("json.h", include_str!("../../../../examples/c-runner/json.h")),
+    ("kairos.h", include_str!("../../../../plugin-api/include/kairos.h")),
+    ("Makefile", include_str!("templates/Makefile.tpl")),
+    ("scenario.yml", include_str!("templates/scenario.yml.tpl")),
+    ("README.md", include_str!("templates/README.md.tpl")),
+    (".gitignore", "*.so\n"),
+];
+
+fn check_name(name: &str) -> Result<(), Failure> {
+    let starts = name.starts_with(|c: char| c.is_ascii_lowercase());
+    let plain = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+    let shaped = starts && plain && name.len() <= NAME_MAX && !name.ends_with('-') && !name.contains("--");
+    let library = name.replace('-', "_");
+    if shaped && !TAKEN.contains(&library.as_str()) {
+        return Ok(());
+    }
+    let message = if shaped {
+        format!("the name {name:?} is taken by the language or by a crate that the runner uses")
+    } else {
+        format!("the name {name:?} cannot be used")
+    };
+    Err(Failure::usage(message)
+        .remedy("lower-case letters, digits and single hyphens, a letter first, such as `daily-notes`"))
+}
+
+/// Library names that rustc or cargo refuse, or that would shadow what the template uses.
+const TAKEN: &[&str] = &[
+    "abstract",
+    "alloc",
+    "as",
+    "async",
+    "await",
+    "become",
+    "box",
+    "break",
+    "build",
+    "const",
+    "continue",
+    "core",
+    "crate",
+    "deps",
+    "do",
+    "dyn",
+    "else",
+    "enum",
+    "examples",
+    "extern",
+    "false",
+    "final",
+    "fn",
+    "for",
+    "gen",
+    "if",
+    "impl",
+    "in",
+    "incremental",
+    "kairos_plugin_api",
+    "let",
+    "loop",
+    "macro",
+    "match",
+    "mod",
+    "move",
+    "mut",
+    "override",
+    "priv",
+    "proc_macro",
+    "pub",
+    "ref",
+    "return",
+    "self",
+    "serde_json",
+    "static",
+    "std",
+    "struct",
+    "super",
+    "test",
+    "trait",
+    "true",
+    "try",
+    "type",
+    "typeof",
+    "unsafe",
+    "unsized",
+    "use",
+    "virtual",
+    "where",
+    "while",
+    "yield",
+];
+
+/// The right side of the dependency on the plugin-api.
+fn dependency(api: Option<&str>, cwd: &Path) -> Result<String, Failure> {
+    let quoted = |text: &str| json!(text).to_string();
+    if let Some(url) = api.filter(|api| api.contains("://") || api.starts_with("git@")) {
+        return Ok(format!("{{ git = {} }}", quoted(url)));
+    }
+    let wanted = api.map_or_else(|| PathBuf::from(OWN_API), |api| cwd.join(api));
+    let found = [wanted.clone(), wanted.join("plugin-api")].into_iter().find(|dir| is_api(dir));
+    match found.map(|dir| dir.canonicalize().unwrap_or(dir)) {
+        Some(dir) => Ok(format!("{{ path = {} }}", quoted(&dir.to_string_lossy()))),
+        None if api.is_some() => {
+            Err(Failure::usage(format!("{} holds no kairos-plugin-api", wanted.display())).remedy(
+                "name the `plugin-api` directory of the Kairos sources, or the URL of a git repository",
+            ))
+        }
+        None => Err(Failure::usage("where the crate kairos-plugin-api is cannot be known here").remedy(
+            "say it with `--api PATH_OR_URL`: the Kairos sources, or the URL of their git repository",
+        )),
+    }
+}
+
+fn is_api(dir: &Path) -> bool {
+    let manifest = files::read(&dir.join("Cargo.toml"), 1 << 20).ok().flatten();
+    manifest.is_some_and(|text| String::from_utf8_lossy(&text).contains("name = \"kairos-plugin-api\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_no_crate_can_have_are_refused() {
+        for name in
+            ["", "A", "9a", "-a", "a-", "a--b", "a_b", "a/b", "../x", "a b", "test", "kairos-plugin-api"]
+        {
+            assert!(check_name(name).is_err(), "{name:?}");
+        }
+        assert!(check_name(&"a".repeat(NAME_MAX + 1)).is_err());
+        for name in ["a", "daily-notes", "r2-d2"] {
+            check_name(name).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_api_is_a_directory_that_holds_it_or_a_repository() {
+        let cwd = Path::new("/");
+        assert_eq!(
+            dependency(Some("https://x.invalid/k.git"), cwd).unwrap(),
+            r#"{ git = "https://x.invalid/k.git" }"#
+        );
+        let own = dependency(None, cwd).unwrap();
+        assert!(own.contains("plugin-api") && !own.contains(".."), "{own}");
+        // The root of the sources will do.
+        assert_eq!(dependency(Some(concat!(env!("CARGO_MANIFEST_DIR"), "/..")), cwd).unwrap(), own);
+        let refused = dependency(Some("/proc"), cwd).unwrap_err();
+        assert_eq!(refused.exit, code::USAGE);
+    }
+}
