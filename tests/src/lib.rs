@@ -7,6 +7,7 @@
 
 pub mod audit;
 pub mod c_plugin;
+pub mod hostile;
 pub mod rig;
 
 use std::fs;

@@ -26,6 +26,24 @@ pub enum LoadError {
         /// What it is.
         what: &'static str,
     },
+    /// Links that lead in a circle.
+    #[error("{} is a link that leads to itself", path.display())]
+    SymlinkLoop {
+        /// Which.
+        path: PathBuf,
+    },
+    /// The daemon's user may not read it.
+    #[error("{} may not be read by this user; `chmod a+r` it", path.display())]
+    NoPermission {
+        /// Which.
+        path: PathBuf,
+    },
+    /// Somebody wrote to it while it was read.
+    #[error("{} changed while it was read; put it there under another name and rename it", path.display())]
+    Changed {
+        /// Which.
+        path: PathBuf,
+    },
     /// No byte in it.
     #[error("{} is empty", path.display())]
     Empty {
@@ -179,6 +197,9 @@ impl LoadError {
         match self {
             Self::NotFound { .. } => "not_found",
             Self::NotAFile { .. } => "not_a_file",
+            Self::SymlinkLoop { .. } => "symlink_loop",
+            Self::NoPermission { .. } => "no_permission",
+            Self::Changed { .. } => "changed",
             Self::Empty { .. } => "empty",
             Self::TooLarge { .. } => "too_large",
             Self::Io { .. } => "io",

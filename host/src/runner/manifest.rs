@@ -2,9 +2,9 @@
 //! cut, and the manifest in its section. Every input may be garbage; nothing here trusts an
 //! offset of the file, waits for a fifo or reads a device.
 
-use std::fs::{File, OpenOptions};
-use std::io::Read;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use kairos_plugin_api::manifest::{Manifest, SECTION};
@@ -56,48 +56,78 @@ impl PluginFile {
 /// Reads a regular file of at most [`MAX_SIZE`] bytes; anything else is refused at once.
 ///
 /// # Errors
-/// `not_found`, `not_a_file`, `empty`, `too_large`, `io`.
+/// `not_found`, `no_permission`, `symlink_loop`, `not_a_file`, `empty`, `too_large`, `changed`, `io`.
 pub fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
-    let io = |error: std::io::Error| match error.kind() {
-        std::io::ErrorKind::NotFound => {
-            LoadError::NotFound { plugin: path.display().to_string(), looked: vec![path.to_owned()] }
-        }
-        _ => LoadError::Io { action: "read", path: path.to_owned(), reason: error.to_string() },
-    };
-    // Without NONBLOCK the open itself would wait for somebody to write to a fifo.
-    let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY;
-    let flags = i32::try_from(flags.bits()).expect("open flags fit an int");
-    let file: File = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
-        Ok(file) => file,
-        // A socket cannot be opened at all.
-        Err(error) if path.metadata().is_ok_and(|meta| meta.file_type().is_socket()) => {
-            tracing::debug!(%error, "plugin path is a socket");
-            return Err(LoadError::NotAFile { path: path.to_owned(), what: "a socket" });
-        }
-        Err(error) => return Err(io(error)),
-    };
-    let meta = file.metadata().map_err(io)?;
-    if !meta.is_file() {
-        let what = if meta.is_dir() {
-            "a directory"
-        } else if meta.file_type().is_fifo() {
-            "a fifo"
-        } else {
-            "a device"
+    read_while(path, || ())
+}
+
+/// As [`read`], of a file whose content the caller compares: its times may change meanwhile.
+pub(super) fn read_any(path: &Path) -> Result<Vec<u8>, LoadError> {
+    let file = open(path)?;
+    let meta = file.metadata().map_err(|error| from_system(path, &error))?;
+    contents(path, &file, &meta)
+}
+
+/// As [`read`]; `meanwhile` happens between the first and the last look at the file.
+fn read_while(path: &Path, meanwhile: impl FnOnce()) -> Result<Vec<u8>, LoadError> {
+    let look = |file: &File| file.metadata().map_err(|error| from_system(path, &error));
+    let file = open(path)?;
+    let before = look(&file)?;
+    let bytes = contents(path, &file, &before)?;
+    meanwhile();
+    // A build or a copy that is still being written gives a mixture, which may even look whole.
+    let after = look(&file)?;
+    let stamp =
+        |meta: &Metadata| (meta.len(), meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec());
+    if stamp(&before) != stamp(&after) || bytes.len() as u64 != after.len() {
+        return Err(LoadError::Changed { path: path.to_owned() });
+    }
+    if bytes.is_empty() { Err(LoadError::Empty { path: path.to_owned() }) } else { Ok(bytes) }
+}
+
+fn contents(path: &Path, file: &File, before: &Metadata) -> Result<Vec<u8>, LoadError> {
+    if !before.is_file() {
+        let kind = before.file_type();
+        let what = match () {
+            () if kind.is_dir() => "a directory",
+            () if kind.is_fifo() => "a fifo",
+            () => "a device",
         };
         return Err(LoadError::NotAFile { path: path.to_owned(), what });
     }
-    let size = meta.len();
-    if size > MAX_SIZE {
-        return Err(LoadError::TooLarge { path: path.to_owned(), size, limit: MAX_SIZE });
+    let too_large = |size| LoadError::TooLarge { path: path.to_owned(), size, limit: MAX_SIZE };
+    if before.len() > MAX_SIZE {
+        return Err(too_large(before.len()));
     }
-    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1);
-    file.take(MAX_SIZE + 1).read_to_end(&mut bytes).map_err(io)?;
-    match bytes.len() as u64 {
-        0 => Err(LoadError::Empty { path: path.to_owned() }),
-        // It grew while it was read.
-        size if size > MAX_SIZE => Err(LoadError::TooLarge { path: path.to_owned(), size, limit: MAX_SIZE }),
-        _ => Ok(bytes),
+    let mut bytes = Vec::with_capacity(usize::try_from(before.len()).unwrap_or(0) + 1);
+    file.take(MAX_SIZE + 1).read_to_end(&mut bytes).map_err(|error| from_system(path, &error))?;
+    Ok(bytes)
+}
+
+fn open(path: &Path) -> Result<File, LoadError> {
+    // Without NONBLOCK the open itself would wait for somebody to write to a fifo.
+    let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY;
+    let flags = i32::try_from(flags.bits()).expect("open flags fit an int");
+    OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(|error| {
+        // A socket cannot be opened at all.
+        if path.metadata().is_ok_and(|meta| meta.file_type().is_socket()) {
+            return LoadError::NotAFile { path: path.to_owned(), what: "a socket" };
+        }
+        from_system(path, &error)
+    })
+}
+
+fn from_system(path: &Path, error: &std::io::Error) -> LoadError {
+    let shown = || path.to_owned();
+    match error.kind() {
+        ErrorKind::NotFound => {
+            LoadError::NotFound { plugin: path.display().to_string(), looked: vec![shown()] }
+        }
+        ErrorKind::PermissionDenied => LoadError::NoPermission { path: shown() },
+        _ if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+            LoadError::SymlinkLoop { path: shown() }
+        }
+        _ => LoadError::Io { action: "read", path: shown(), reason: error.to_string() },
     }
 }
 
@@ -114,13 +144,30 @@ pub fn manifest_of(bytes: &[u8]) -> Result<Manifest, LoadError> {
     }
     let manifest: Manifest =
         serde_json::from_slice(section).map_err(|error| LoadError::BadManifest(error.to_string()))?;
-    let name_fits = !manifest.name.is_empty()
-        && manifest.name.len() <= 100
-        && manifest.name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
-    if !name_fits {
-        return Err(LoadError::BadManifest(format!("the name {:?} cannot be used", manifest.name)));
-    }
+    check_claims(&manifest).map_err(LoadError::BadManifest)?;
     Ok(manifest)
+}
+
+/// What it says is shown to people and compared; it must be short and plain.
+fn check_claims(manifest: &Manifest) -> Result<(), String> {
+    if manifest.schema != 1 {
+        return Err(format!("its schema is {}, this host knows 1", manifest.schema));
+    }
+    let name = &manifest.name;
+    let usable = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if name.is_empty() || name.len() > 100 || !name.chars().all(usable) {
+        return Err(format!("the name {name:?} cannot be used"));
+    }
+    let Manifest { version, api, rustc, panic, abi, capabilities, states, .. } = manifest;
+    let texts = [version, api, rustc, panic, abi].into_iter().chain(capabilities).chain(states);
+    let bad = |text: &&String| text.len() > 200 || text.chars().any(char::is_control);
+    if let Some(text) = texts.into_iter().find(bad) {
+        return Err(format!("{:?} is too long or not plain text", text.chars().take(40).collect::<String>()));
+    }
+    if capabilities.len() > 256 || states.len() > 256 {
+        return Err("its lists are too long".to_owned());
+    }
+    Ok(())
 }
 
 fn section_of(bytes: &[u8]) -> Result<&[u8], LoadError> {
@@ -149,7 +196,15 @@ fn section_of(bytes: &[u8]) -> Result<&[u8], LoadError> {
             return Err(LoadError::Truncated("a section lies past the end of the file".to_owned()));
         }
     }
-    let (_, section) = sections.section_by_name(endian, SECTION.as_bytes()).ok_or(LoadError::NoManifest)?;
+    let ours = |section: &&elf::SectionHeader64<Endianness>| {
+        sections.section_name(endian, section).is_ok_and(|name| name == SECTION.as_bytes())
+    };
+    let mut found = sections.iter().filter(ours);
+    let section = found.next().ok_or(LoadError::NoManifest)?;
+    // Two readers could believe two of them.
+    if found.next().is_some() {
+        return Err(LoadError::BadManifest(format!("there are several sections {SECTION}")));
+    }
     section.data(endian, bytes).map_err(cut)
 }
 
@@ -178,4 +233,28 @@ fn check_ident(bytes: &[u8]) -> Result<(), LoadError> {
         return Err(LoadError::WrongArch("its byte order is another".to_owned()));
     }
     Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
+#[allow(clippy::disallowed_methods, reason = "tests lay out plain files")]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_changes_while_it_is_read_is_no_plugin_yet() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("liba.so");
+        std::fs::write(&path, "half").unwrap();
+        let code = |change: &dyn Fn()| read_while(&path, change).map(|_| ()).map_err(|error| error.code());
+        let writer = || OpenOptions::new().write(true).open(&path).unwrap();
+        assert_eq!(code(&|| ()), Ok(()));
+        assert_eq!(code(&|| writer().set_len(1 << 20).unwrap()), Err("changed"));
+        assert_eq!(code(&|| writer().set_len(2).unwrap()), Err("changed"));
+        assert_eq!(code(&|| writer().write_all(b"x").unwrap()), Err("changed"), "of the same length");
+        // Replaced by name: what was read is what was there, unless the system marked the old file.
+        assert_eq!(read(&path), Ok(b"xa".to_vec()));
+    }
 }

@@ -8,6 +8,8 @@ mod builtin;
 mod c_abi;
 mod check;
 mod death;
+#[doc(hidden)]
+pub mod fuzz;
 mod launch;
 pub mod library;
 mod load_error;
