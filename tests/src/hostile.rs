@@ -4,6 +4,22 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use kairos_host::runner::{CheckReport, Launcher, PluginStore, SearchPath, WorkerFactory, check};
+
+use crate::kairos;
+
+/// What `plugin check` says of a file: a worker loads it, this process does not.
+///
+/// # Panics
+/// There are no workers to be had.
+#[must_use]
+pub fn checked(path: &Path) -> CheckReport {
+    let dir = tempfile::tempdir().expect("a temporary directory can be made");
+    let search = SearchPath::new(dir.path(), None, None);
+    let workers = WorkerFactory::new(kairos()).expect("a thread can be started");
+    check(path, &Launcher::with_workers(search, PluginStore::new(dir.path()), workers))
+}
+
 /// Compiles `fixtures/hostile.c` with these defines into `lib{name}.so` in `dir`.
 ///
 /// # Panics

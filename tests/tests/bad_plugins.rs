@@ -11,11 +11,11 @@ use std::sync::Arc;
 use kairos_host::runner::manifest::{MAX_SIZE, manifest_of};
 use kairos_host::runner::{
     Generation, Isolation, Launcher, LoadError, PluginStore, RunnerConfig, RunnerError, Runners, SearchPath,
-    check,
 };
 use kairos_plugin_api::context::method;
 use kairos_plugin_api::testing::FakeHost;
 use kairos_plugin_api::{CallError, Mandate, Report, code};
+use kairos_tests::hostile::{checked, patched};
 use serde_json::{Value, json};
 
 /// Where cargo puts what tests depend on.
@@ -25,24 +25,6 @@ fn built() -> PathBuf {
 
 fn stub_bytes() -> Vec<u8> {
     fs::read(built().join("libstub.so")).unwrap()
-}
-
-/// The bytes with every `from` replaced by `to`, of the same length; at least one.
-fn patched(mut bytes: Vec<u8>, from: &str, to: &str) -> Vec<u8> {
-    assert_eq!(from.len(), to.len());
-    let (from, to) = (from.as_bytes(), to.as_bytes());
-    let mut found = false;
-    // By hand, because iterators over ten million bytes take seconds without optimisation.
-    let mut at = 0;
-    while at + from.len() <= bytes.len() {
-        if bytes[at] == from[0] && bytes[at..].starts_with(from) {
-            bytes[at..at + to.len()].copy_from_slice(to);
-            found = true;
-        }
-        at += 1;
-    }
-    assert!(found, "{} is nowhere", String::from_utf8_lossy(from));
-    bytes
 }
 
 fn runners(root: &Path, configs: Vec<RunnerConfig>) -> Runners {
@@ -61,7 +43,7 @@ fn code_of(bytes: &[u8]) -> &'static str {
     let path = root.path().join("libbad.so");
     fs::write(&path, bytes).unwrap();
     let error = load(root.path(), "./libbad.so", Value::Null).unwrap_err();
-    let report = check(&path);
+    let report = checked(&path);
     assert!(!report.loads);
     assert_eq!(report.errors.iter().map(|error| error.code).collect::<Vec<_>>(), [error.code()]);
     assert!(report.human().lines().count() <= 10, "{}", report.human());
@@ -106,39 +88,6 @@ fn a_file_cut_anywhere_is_refused_before_it_is_mapped() {
 }
 
 #[test]
-fn damaged_headers_never_panic_the_reader() {
-    let whole = stub_bytes();
-    let seed: u64 = 0x5eed_0001;
-    let mut random = seed;
-    let mut next = move || {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        usize::try_from(random >> 33).unwrap()
-    };
-    let sections = usize::try_from(u64::from_le_bytes(whole[40..48].try_into().unwrap())).unwrap();
-    let mut bytes = whole.clone();
-    for round in 0..5000 {
-        let mut touched = Vec::new();
-        for _ in 0..1 + next() % 8 {
-            // Where the structure is: the file's header, the segments', the sections'.
-            let at = match next() % 3 {
-                0 => next() % 64,
-                1 => 64 + next() % 800,
-                _ => sections + next() % (whole.len() - sections),
-            };
-            bytes[at] = next().to_le_bytes()[0];
-            touched.push(at);
-        }
-        let outcome = std::panic::catch_unwind(|| manifest_of(&bytes).is_ok());
-        assert!(outcome.is_ok(), "seed {seed:#x}, round {round}");
-        for at in touched {
-            bytes[at] = whole[at];
-        }
-    }
-}
-
-#[test]
 fn what_is_no_regular_file_is_refused_at_once() {
     let root = tempfile::tempdir().unwrap();
     let code = |path: &str| load(root.path(), path, Value::Null).unwrap_err().code();
@@ -171,7 +120,6 @@ fn shared_objects_that_are_no_fitting_runner_have_their_own_codes() {
     assert_eq!(code_of(&patched(stub(), "\"name\":\"stub\"", "\"name\":\"s/ub\"")), "bad_manifest");
     assert_eq!(code_of(&patched(stub(), "\"api\":\"1.0.0\"", "\"api\":\"2.0.0\"")), "wrong_major");
     assert_eq!(code_of(&patched(stub(), "\"api\":\"1.0.0\"", "\"api\":\"new!!\"")), "bad_manifest");
-    assert_eq!(code_of(&patched(stub(), "\"panic\":\"unwind\"", "\"panic\":\"abort\" ")), "panic_abort");
     let symbol = "_1as_0lib_1header_0root_bmodule_bloader";
     let renamed = "_1as_0lib_1header_0root_bmodule_bnothing";
     assert_eq!(code_of(&patched(stub(), symbol, &renamed[..symbol.len()])), "not_a_runner");
@@ -180,7 +128,7 @@ fn shared_objects_that_are_no_fitting_runner_have_their_own_codes() {
 
 #[test]
 fn a_plugin_of_other_types_is_refused_in_three_lines() {
-    let report = check(&built().join("libhostile_layout.so"));
+    let report = checked(&built().join("libhostile_layout.so"));
     assert_eq!(report.errors[0].code, "layout_mismatch");
     assert_eq!(report.errors[0].message.lines().count(), 3, "{}", report.errors[0].message);
     assert!(report.errors[0].message.contains("plugin-api 1."), "{}", report.errors[0].message);
@@ -190,12 +138,22 @@ fn a_plugin_of_other_types_is_refused_in_three_lines() {
 }
 
 #[test]
+fn a_plugin_that_aborts_on_panic_is_for_processes_of_its_own() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("libbad.so");
+    fs::write(&path, patched(stub_bytes(), "\"panic\":\"unwind\"", "\"panic\":\"abort\" ")).unwrap();
+    assert_eq!(load(root.path(), "./libbad.so", Value::Null).unwrap_err().code(), "panic_abort");
+    let report = checked(&path);
+    assert!(report.loads && report.notes[0].contains("cannot run in_process"), "{report:?}");
+}
+
+#[test]
 fn a_good_plugin_passes_the_check() {
-    let report = check(&built().join("libstub.so"));
+    let report = checked(&built().join("libstub.so"));
     assert!(report.loads, "{report:?}");
     assert_eq!(report.abi.as_deref(), Some("rust 1.0.0"));
     assert_eq!((report.name.as_deref(), report.version.as_deref()), (Some("stub"), Some("1.0.0")));
-    assert!(report.human().contains("wants    llm, tool\n"), "{}", report.human());
+    assert!(report.human().contains("wants    llm, tool"), "{}", report.human());
     let json = serde_json::to_value(&report).unwrap();
     assert_eq!((&json["loads"], &json["errors"]), (&json!(true), &json!([])));
 }

@@ -8,12 +8,13 @@ use std::sync::Arc;
 
 use chrono::DateTime;
 use kairos_host::runner::manifest::PluginFile;
-use kairos_host::runner::{LoadError, RunnerBackend, RunnerError, check, map};
+use kairos_host::runner::{LoadError, RunnerBackend, RunnerError, map};
 use kairos_plugin_api::adapter::Setup;
 use kairos_plugin_api::context::method;
 use kairos_plugin_api::testing::FakeHost;
 use kairos_plugin_api::{CallError, Mandate, Report, State, Status, code};
 use kairos_tests::c_plugin::{compile, compiled};
+use kairos_tests::hostile::checked;
 use serde_json::{Value, json};
 
 fn start(path: &Path, params: Value, home: &FakeHost) -> Result<Box<dyn RunnerBackend>, LoadError> {
@@ -28,7 +29,7 @@ fn load(faults: &[&str]) -> Result<Box<dyn RunnerBackend>, LoadError> {
     compile("tests/fixtures/faults.c", faults, &path);
     let outcome = start(&path, json!({}), &FakeHost::new());
     // What `plugin check` says is what the host meets.
-    let codes: Vec<_> = check(&path).errors.iter().map(|error| error.code).collect();
+    let codes: Vec<_> = checked(&path).errors.iter().map(|error| error.code).collect();
     assert_eq!(codes, outcome.as_ref().err().map(LoadError::code).into_iter().collect::<Vec<_>>());
     outcome
 }
@@ -160,7 +161,7 @@ fn an_instance_lives_from_create_to_destroy() {
 fn the_example_in_c_counts_words() {
     let dir = tempfile::tempdir().unwrap();
     let path = compiled("examples/c-runner/runner.c", "word-count", dir.path());
-    let report = check(&path);
+    let report = checked(&path);
     assert!(report.loads, "{report:?}");
     assert_eq!((report.abi.as_deref(), report.name.as_deref()), (Some("c 1.0.0"), Some("word-count")));
     assert!(report.human().contains("abi      c 1.0.0\n"), "{}", report.human());

@@ -38,7 +38,7 @@ use crate::daemon::vitals::Vitals;
 use crate::daemon::wallet::Wallet;
 use crate::daemon::work::Hands;
 use crate::exit::{Failure, code};
-use crate::runner::{Isolation, Launcher, RunnerConfig, Runners, WorkerFactory};
+use crate::runner::{Isolation, Launcher, RunnerConfig, Runners};
 use crate::store::{
     CommitSink, Limits, OpenOptions, RecoverRequest, Recovered, SqliteStore, Store, maintenance,
 };
@@ -383,17 +383,14 @@ fn broker(
     }))
 }
 
-/// The program of worker processes: this very image, also when an upgrade has put another one in
-/// its place on disk. The two would not speak the same frames.
-const WORKER_PROGRAM: &str = "/proc/self/exe";
-
 async fn runners(settings: &Settings, env: &Env, daemon: bool) -> anyhow::Result<Runners> {
     let search = plugins::search(&settings.paths, env);
     let store = plugins::store(&settings.paths);
     if !daemon {
         return Ok(Runners::new(Launcher::in_process(search, store)));
     }
-    let launcher = Launcher::with_workers(search, store, WorkerFactory::new(WORKER_PROGRAM)?);
+    let trust = plugins::trust(&settings.paths, &search);
+    let launcher = Launcher::with_workers(search, store, plugins::workers()?).trusting(trust);
     let configs = runner_configs(&settings.config);
     // Mapping a file and running its constructors is no work for an async thread.
     Ok(tokio::task::spawn_blocking(move || Runners::load(configs, launcher)).await?)

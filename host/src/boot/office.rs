@@ -370,6 +370,7 @@ impl Source for Office {
                     "generation": identity.map(|identity| &identity.generation),
                     "state": state,
                     "code": error.map(|error| error.code),
+                    "code": error.map(|error| error.code),
                     "reason": error.map(|error| &error.message),
                 })
             })

@@ -1,13 +1,14 @@
-//! `plugin check`: would this file be a runner here, and if not, why not.
+//! `plugin check`: would this file be a runner here, and if not, why not. The file is never mapped
+//! into this process: a worker loads it and may die of it.
 
 use std::fmt::Write as _;
 use std::path::Path;
 
 use serde::Serialize;
 
+use super::launch::{Launcher, RunnerConfig};
 use super::load_error::LoadError;
 use super::manifest::PluginFile;
-use super::{CAbi, PluginStore, library};
 
 /// The answer. Serialised as `plugin check --json` prints it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -32,6 +33,16 @@ pub struct CheckReport {
     pub states: Vec<String>,
     /// True when it goes through the five phases.
     pub phases: bool,
+    /// True when something speaks for the file.
+    pub trusted: bool,
+    /// What, or why nothing does.
+    pub trust: Option<String>,
+    /// Where it would run here if the configuration says nothing.
+    pub isolation: Option<String>,
+    /// Where it was tried.
+    pub tried: Option<String>,
+    /// What is worth knowing of a file that loads.
+    pub notes: Vec<String>,
     /// What is wrong.
     pub errors: Vec<CheckError>,
 }
@@ -45,13 +56,17 @@ pub struct CheckError {
     pub message: String,
 }
 
-/// Checks a file. It is read first and mapped only if it looks right; a private copy is mapped,
-/// for the life of this process, so this is for short-lived commands and not for the daemon.
+/// Checks a file with the rules and the workers of `launcher`, which keeps a copy of it.
 #[must_use]
-pub fn check(path: &Path) -> CheckReport {
+pub fn check(path: &Path, launcher: &Launcher) -> CheckReport {
     let mut report = CheckReport::default();
-    match inspect(path, &mut report) {
+    match inspect(path, launcher, &mut report) {
         Ok(()) => report.loads = true,
+        // It came as far as its own constructor, which wants parameters that nobody gave here.
+        Err(error) if error.code() == "setup_refused" => {
+            report.loads = true;
+            report.notes.push(format!("without params it {error}"));
+        }
         Err(error) => {
             report.errors.push(CheckError { code: error.code(), message: error.to_string() });
         }
@@ -59,7 +74,7 @@ pub fn check(path: &Path) -> CheckReport {
     report
 }
 
-fn inspect(path: &Path, report: &mut CheckReport) -> Result<(), LoadError> {
+fn inspect(path: &Path, launcher: &Launcher, report: &mut CheckReport) -> Result<(), LoadError> {
     let plugin = PluginFile::open(path)?;
     let manifest = &plugin.manifest;
     report.abi = Some(format!("{} {}", manifest.abi, manifest.api));
@@ -71,19 +86,16 @@ fn inspect(path: &Path, report: &mut CheckReport) -> Result<(), LoadError> {
     report.capabilities.clone_from(&manifest.capabilities);
     report.states.clone_from(&manifest.states);
     report.phases = manifest.phases;
-    library::check_manifest(manifest)?;
-    // The file itself could be overwritten while it is mapped, which kills the process.
-    let dir = tempfile::tempdir().map_err(|error| LoadError::Io {
-        action: "make a copy of",
-        path: path.to_owned(),
-        reason: error.to_string(),
-    })?;
-    let copy = PluginStore::new(dir.path()).keep(&plugin)?;
-    if manifest.abi == "c" {
-        CAbi::check(&copy, manifest)
-    } else {
-        library::load(&copy, manifest).map(|_| ())
+    let trust = launcher.trust(&plugin);
+    report.trusted = trust.holds();
+    report.trust = Some(trust.to_string());
+    let config = RunnerConfig::new(&manifest.name, path.display().to_string());
+    report.isolation = launcher.isolation_for(&config, &plugin).ok().map(|isolation| isolation.to_string());
+    report.tried = Some(launcher.trial_isolation().to_string());
+    if manifest.panic == "abort" {
+        report.notes.push("built with panic=abort, so it cannot run in_process".to_owned());
     }
+    launcher.try_out(&config, &plugin)
 }
 
 impl CheckReport {
@@ -108,16 +120,36 @@ impl CheckReport {
             line("file", &format!("sha256 {sha256}, {size} bytes"));
         }
         if self.name.is_some() {
-            let none = "nothing from the host".to_owned();
-            let wants = Some(self.capabilities.join(", ")).filter(|wants| !wants.is_empty());
-            line("wants", &wants.unwrap_or(none));
-            line("phases", if self.phases { "yes" } else { "no" });
+            line("wants", &self.wants());
         }
-        line("state", &self.states.join(", "));
-        line("loads", if self.loads { "yes" } else { "no" });
+        if let Some(trust) = &self.trust {
+            let place = self.isolation.as_ref().map_or("nothing here can run it".to_owned(), |isolation| {
+                format!("runs as {isolation} unless configured")
+            });
+            line("trusted", &format!("{}: {trust}; {place}", if self.trusted { "yes" } else { "no" }));
+        }
+        let tried = self.tried.as_ref().map(|tried| format!(", tried in a worker ({tried})"));
+        line("loads", &format!("{}{}", if self.loads { "yes" } else { "no" }, tried.unwrap_or_default()));
+        for note in &self.notes {
+            line("note", &note.replace('\n', " "));
+        }
         for error in &self.errors {
             line("error", &format!("{}: {}", error.code, error.message.replace('\n', "\n         ")));
         }
         text
+    }
+
+    /// What it asks for, on one line.
+    fn wants(&self) -> String {
+        let nothing = vec!["nothing from the host".to_owned()];
+        let mut parts =
+            if self.capabilities.is_empty() { nothing } else { vec![self.capabilities.join(", ")] };
+        if self.phases {
+            parts.push("goes through the phases".to_owned());
+        }
+        if !self.states.is_empty() {
+            parts.push(format!("state {}", self.states.join(", ")));
+        }
+        parts.join("; ")
     }
 }

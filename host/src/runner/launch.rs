@@ -20,8 +20,9 @@ use super::manifest::PluginFile;
 use super::plugin_store::PluginStore;
 use super::rust_abi::RustAbi;
 use super::search::SearchPath;
+use super::trust::{Trust, TrustPolicy};
 use super::worker::{MEMORY_BYTES, WorkerFactory, WorkerSpec};
-use super::{HostCalls, RunnerBackend, library};
+use super::{HostCalls, RunnerBackend, RunnerError, library};
 
 /// How far a runner is kept apart from the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -52,8 +53,8 @@ pub struct RunnerConfig {
     pub name: String,
     /// A plugin's name, or a path (with a slash).
     pub plugin: String,
-    /// As asked for; absent means the best this build has. An isolation that was asked for and
-    /// is not there is refused, never downgraded.
+    /// As asked for; absent means a worker process, a confined one if the file is not trusted. An
+    /// isolation that was asked for and is not there is refused, never downgraded.
     pub isolation: Option<Isolation>,
     /// How long a cycle may take.
     pub deadline: Option<Duration>,
@@ -80,27 +81,47 @@ pub struct Launcher {
     search: SearchPath,
     store: PluginStore,
     workers: Option<WorkerFactory>,
+    trust: Option<TrustPolicy>,
 }
 
 impl Launcher {
-    /// A launcher without worker processes: everything runs in this one.
+    /// A launcher without worker processes: everything runs in this one, and nothing can be tried
+    /// elsewhere before it is mapped. The program that embeds the host answers for its plugins.
     #[must_use]
     pub fn in_process(search: SearchPath, store: PluginStore) -> Self {
-        Self { search, store, workers: None }
+        Self { search, store, workers: None, trust: None }
     }
 
-    /// A launcher that runs plugins in worker processes unless it is told otherwise.
+    /// A launcher that runs plugins in worker processes unless it is told otherwise, and maps none
+    /// into this process that did not survive in a worker before.
     #[must_use]
     pub fn with_workers(search: SearchPath, store: PluginStore, workers: WorkerFactory) -> Self {
-        Self { search, store, workers: Some(workers) }
+        Self { search, store, workers: Some(workers), trust: None }
     }
 
-    /// Where a runner of this configuration runs: as the operator said, else as far apart as this
-    /// launcher can.
+    /// Tells trusted files from others. Without it, every file counts as chosen by this program.
     #[must_use]
-    pub fn effective_isolation(&self, config: &RunnerConfig) -> Isolation {
-        let best = if self.workers.is_some() { Isolation::Process } else { Isolation::InProcess };
-        config.isolation.unwrap_or(best)
+    pub fn trusting(self, policy: TrustPolicy) -> Self {
+        Self { trust: Some(policy), ..self }
+    }
+
+    /// What speaks for a file, as of now.
+    #[must_use]
+    pub fn trust(&self, plugin: &PluginFile) -> Trust {
+        self.trust.as_ref().map_or(Trust::Embedder, |policy| policy.judge(plugin))
+    }
+
+    /// Where a runner of this configuration runs on this file: as the operator said, else in a
+    /// worker, and in a confined one if nothing speaks for the file.
+    ///
+    /// # Errors
+    /// `untrusted`: the file may not run where the operator said. `isolation_unavailable`.
+    pub fn isolation_for(&self, config: &RunnerConfig, plugin: &PluginFile) -> Result<Isolation, LoadError> {
+        let isolation = decide(config, &self.trust(plugin), self.workers.is_some())?;
+        if isolation == Isolation::InProcess || self.workers.is_some() {
+            return Ok(isolation);
+        }
+        Err(LoadError::IsolationUnavailable(isolation))
     }
 
     /// The file that a `plugin` key means, read and checked as far as that goes without running it.
@@ -128,43 +149,92 @@ impl Launcher {
         config: &RunnerConfig,
         plugin: &PluginFile,
     ) -> Result<Arc<dyn RunnerBackend>, LoadError> {
-        match (self.effective_isolation(config), &self.workers) {
-            (Isolation::InProcess, _) => self.launch_in_process(config, plugin),
-            (Isolation::Process, Some(workers)) => self.launch_worker(config, plugin, workers),
-            (other, _) => Err(LoadError::IsolationUnavailable(other)),
+        library::check_version(&plugin.manifest)?;
+        let isolation = self.isolation_for(config, plugin)?;
+        if isolation == Isolation::InProcess {
+            // Before a copy is kept: what cannot be mapped here need not be in the store.
+            library::check_manifest(&plugin.manifest)?;
         }
+        let path = self.store.keep(plugin)?;
+        if let Some(policy) = &self.trust {
+            self.store.vouch(&plugin.sha256, &policy.credentials(plugin))?;
+        }
+        if isolation != Isolation::InProcess {
+            return self.launch_worker(config, plugin, isolation);
+        }
+        if self.workers.is_some() {
+            self.try_out(config, plugin)?;
+        }
+        let home = Arc::new(Home { runner: config.name.clone() });
+        map(&path, &plugin.sha256, &plugin.manifest, &setup(config), home).map(Arc::from)
+    }
+
+    /// Where a file is tried: as far apart from everything as this build can.
+    #[must_use]
+    pub fn trial_isolation(&self) -> Isolation {
+        Isolation::Process
+    }
+
+    /// Starts a backend for a trial, apart from everything that serves and whatever the file's
+    /// trust: a worker may die of what would otherwise be the daemon's death.
+    ///
+    /// # Errors
+    /// Why it cannot be started; `isolation_unavailable` without workers.
+    pub fn launch_for_trial(
+        &self,
+        config: &RunnerConfig,
+        plugin: &PluginFile,
+    ) -> Result<Arc<dyn RunnerBackend>, LoadError> {
+        library::check_version(&plugin.manifest)?;
+        self.store.keep(plugin)?;
+        self.launch_worker(config, plugin, self.trial_isolation())
+    }
+
+    /// Maps, makes and probes it in a worker. Constructors run while a file is mapped, before
+    /// anything of it can be checked, so this comes before the daemon maps one.
+    ///
+    /// # Errors
+    /// As for [`Self::launch_for_trial`]; `crashed`, `probe_failed`.
+    pub fn try_out(&self, config: &RunnerConfig, plugin: &PluginFile) -> Result<(), LoadError> {
+        self.launch_for_trial(config, plugin)?.probe().map_err(|error| match error {
+            RunnerError::Died(death) => LoadError::Crashed(death.to_string()),
+            other => LoadError::ProbeFailed(other.to_string()),
+        })
     }
 
     fn launch_worker(
         &self,
         config: &RunnerConfig,
         plugin: &PluginFile,
-        workers: &WorkerFactory,
+        isolation: Isolation,
     ) -> Result<Arc<dyn RunnerBackend>, LoadError> {
-        library::check_version(&plugin.manifest)?;
+        let workers = self.workers.as_ref().ok_or(LoadError::IsolationUnavailable(isolation))?;
         let spec = WorkerSpec {
             runner: config.name.clone(),
-            path: self.store.keep(plugin)?,
+            path: self.store.path_of(&plugin.sha256),
             sha256: plugin.sha256.clone(),
             manifest: plugin.manifest.clone(),
             setup: setup(config),
-            isolation: self.effective_isolation(config),
+            isolation,
             memory_bytes: MEMORY_BYTES,
             home: Arc::new(Home { runner: config.name.clone() }),
         };
         Ok(Arc::new(workers.start(spec)?))
     }
+}
 
-    fn launch_in_process(
-        &self,
-        config: &RunnerConfig,
-        plugin: &PluginFile,
-    ) -> Result<Arc<dyn RunnerBackend>, LoadError> {
-        // Before a copy is kept: what cannot be mapped here need not be in the store.
-        library::check_manifest(&plugin.manifest)?;
-        let path = self.store.keep(plugin)?;
-        let home = Arc::new(Home { runner: config.name.clone() });
-        map(&path, &plugin.sha256, &plugin.manifest, &setup(config), home).map(Arc::from)
+/// The rule of isolation, for a file of that trust.
+///
+/// # Errors
+/// `untrusted`.
+pub fn decide(config: &RunnerConfig, trust: &Trust, workers: bool) -> Result<Isolation, LoadError> {
+    match (config.isolation, trust) {
+        (Some(Isolation::Sandbox), _) | (None, Trust::Untrusted { .. }) => Ok(Isolation::Sandbox),
+        (Some(asked), Trust::Untrusted { why }) => {
+            Err(LoadError::Untrusted { plugin: config.plugin.clone(), isolation: asked, why: why.clone() })
+        }
+        (Some(asked), _) => Ok(asked),
+        (None, _) => Ok(if workers { Isolation::Process } else { Isolation::InProcess }),
     }
 }
 
@@ -221,5 +291,34 @@ impl HostCalls for Home {
             tracing::Level::INFO => tracing::info!(runner, target, message, %fields, "runner_log"),
             _ => tracing::debug!(runner, target, message, %fields, "runner_log"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn isolation_follows_the_operator_as_far_as_the_file_is_trusted() {
+        use Isolation::{InProcess, Process, Sandbox};
+        let untrusted = Trust::Untrusted { why: "nobody knows it".to_owned() };
+        let outcome = |isolation, trust: &Trust, workers| {
+            let config = RunnerConfig { isolation, ..RunnerConfig::new("r", "./r.so") };
+            decide(&config, trust, workers).map_err(|error| error.code())
+        };
+        for (asked, trusted, not) in [
+            (None, Ok(Process), Ok(Sandbox)),
+            (Some(InProcess), Ok(InProcess), Err("untrusted")),
+            (Some(Process), Ok(Process), Err("untrusted")),
+            (Some(Sandbox), Ok(Sandbox), Ok(Sandbox)),
+        ] {
+            assert_eq!(outcome(asked, &Trust::Listed, true), trusted, "{asked:?}");
+            assert_eq!(outcome(asked, &untrusted, true), not, "{asked:?}");
+            assert_eq!(outcome(asked, &untrusted, false), not, "{asked:?} without workers");
+        }
+        assert_eq!(outcome(None, &Trust::Embedder, false), Ok(InProcess));
+        let config = RunnerConfig { isolation: Some(Process), ..RunnerConfig::new("r", "./r.so") };
+        let error = decide(&config, &untrusted, true).map_err(|error| error.to_string());
+        assert!(error.is_err_and(|text| text.contains("kairos plugin trust ./r.so")));
     }
 }

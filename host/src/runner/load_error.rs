@@ -142,6 +142,21 @@ pub enum LoadError {
         /// For people.
         message: String,
     },
+    /// It may not run where the operator wants it to.
+    #[error(
+        "{plugin} is not trusted ({why}), so it cannot run as {isolation}; look at it and `kairos plugin trust {plugin}`, or set `isolation: sandbox`"
+    )]
+    Untrusted {
+        /// The plugin, as configured.
+        plugin: String,
+        /// Where it was to run.
+        isolation: Isolation,
+        /// What was looked for.
+        why: String,
+    },
+    /// It was loaded and made, and then said that it could not work.
+    #[error("its probe failed: {0}")]
+    ProbeFailed(String),
     /// No runner of that name is configured.
     #[error("no runner named {0:?} is configured")]
     UnknownRunner(String),
@@ -167,16 +182,19 @@ impl From<CallError> for CallErrorText {
 }
 
 /// Codes that a worker can find; the words are those of [`LoadError::code`].
-const WORKER_CODES: [&str; 12] = [
+const WORKER_CODES: [&str; 15] = [
     "bad_manifest",
+    "bad_table",
     "io",
     "layout_mismatch",
     "load_failed",
     "no_layout",
     "no_manifest",
     "not_a_runner",
+    "panic_abort",
     "panic_in_load",
     "panic_in_new",
+    "probe_failed",
     "sandbox",
     "setup_refused",
     "wrong_major",
@@ -223,6 +241,8 @@ impl LoadError {
             Self::NoWorker(_) => "no_worker",
             Self::InWorker { code, .. } => code,
             Self::IsolationUnavailable(_) => "isolation_unavailable",
+            Self::Untrusted { .. } => "untrusted",
+            Self::ProbeFailed(_) => "probe_failed",
             Self::UnknownRunner(_) => "unknown_runner",
             Self::GenerationGone(_) => "generation_gone",
         }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::boot::plugins;
 use crate::cli::Context;
 use crate::cli::output::emit;
 use crate::exit::{Failure, code};
@@ -22,7 +23,9 @@ pub struct CheckArgs {
 /// The file does not load: exit 1.
 pub async fn run(args: CheckArgs, context: &Context) -> anyhow::Result<()> {
     let path = super::find(&args.file, context);
-    let report = tokio::task::spawn_blocking(move || check(&path)).await?;
+    let dir = tempfile::tempdir()?;
+    let launcher = plugins::trial(context.paths().ok().as_ref(), &context.env, dir.path())?;
+    let report = tokio::task::spawn_blocking(move || check(&path, &launcher)).await?;
     emit(context.style, &serde_json::to_value(&report)?, |_| report.human())?;
     match report.errors.first() {
         None => Ok(()),

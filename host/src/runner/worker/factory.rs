@@ -48,7 +48,7 @@ pub struct WorkerSpec {
 /// Starts workers. Clones are the same factory; with the last clone, and the last worker, the
 /// blank ones end too.
 #[derive(Clone)]
-pub struct WorkerFactory(Arc<Inner>);
+pub struct WorkerFactory(Arc<Inner>, Duration);
 
 struct Inner {
     shared: Arc<Shared>,
@@ -71,7 +71,13 @@ impl WorkerFactory {
     pub fn new(program: impl Into<PathBuf>) -> std::io::Result<Self> {
         let clock = SystemClock::default();
         let shared = Shared::start(program.into(), clock)?;
-        Ok(Self(Arc::new(Inner { shared, clock })))
+        Ok(Self(Arc::new(Inner { shared, clock }), LOAD_TIME))
+    }
+
+    /// With another time for a plugin to be mapped and made.
+    #[must_use]
+    pub fn with_load_time(self, time: Duration) -> Self {
+        Self(self.0, time)
     }
 
     /// A worker that runs this plugin: one process is started and has loaded it when this returns.
@@ -114,9 +120,9 @@ impl WorkerFactory {
         let unfit = |what: &dyn std::fmt::Display| LoadError::NoWorker(what.to_string());
         let payload = serde_json::to_vec(&load).map_err(|error| unfit(&error))?;
         let frame = encode(Kind::Load, 0, &[&payload]).map_err(|error| unfit(&error))?;
-        let until = Some(self.until(LOAD_TIME));
+        let until = Some(self.until(self.1));
         let died = |process: &Process, trouble: &Trouble| match trouble {
-            Trouble::Late => LoadError::LoadTimeout(LOAD_TIME),
+            Trouble::Late => LoadError::LoadTimeout(self.1),
             _ => LoadError::Crashed(process.bury(trouble, None).to_string()),
         };
         let handle = Arc::clone(&process.handle);
