@@ -14,9 +14,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use abi_stable::StableAbi;
-use abi_stable::abi_stability::abi_checking::{AbiInstabilityErrors, check_layout_compatibility};
+use abi_stable::abi_stability::abi_checking::{
+    AbiInstability, AbiInstabilityErrors, check_layout_compatibility,
+};
 use abi_stable::library::{AbiHeaderRef, LibHeader, RootModuleError};
-use abi_stable::type_layout::TypeLayout;
+use abi_stable::prefix_type::PrefixRefTrait;
+use abi_stable::type_layout::{TLFieldOrFunction, TypeLayout};
 use kairos_plugin_api::abi::{API_VERSION, ROOT_SYMBOL, RunnerModRef};
 use kairos_plugin_api::c_abi;
 use kairos_plugin_api::manifest::Manifest;
@@ -81,23 +84,36 @@ pub fn check_version(manifest: &Manifest) -> Result<(), LoadError> {
 /// Everything that can be told of a bad library without dying of it. A library whose own
 /// constructors crash ends this process; only a worker process is safe from that.
 pub fn load(path: &Path, manifest: &Manifest) -> Result<RunnerModRef, LoadError> {
-    check_version(manifest)?;
-    let header = open(path)?;
-    let plugin = header.layout().ok_or(LoadError::NoLayout)?;
-    check_layout(plugin, manifest)?;
-    // SAFETY: the layout of the plugin's root module was just found compatible with that of
-    // `RunnerModRef`, in the direction that fits the older of both.
-    let module = unsafe { header.unchecked_layout::<RunnerModRef>() };
-    let module = module.map_err(|error| match error {
-        RootModuleError::Unwound => LoadError::PanicInLoad,
-        RootModuleError::Returned(reason) => LoadError::LoadFailed(reason.to_string()),
-    })?;
+    let module = root_of::<RunnerModRef>(path, manifest, API_VERSION)?;
     let said = module.manifest()();
     let said: Option<Manifest> = serde_json::from_slice(said.as_slice()).ok();
     if said.as_ref() != Some(manifest) {
         return Err(LoadError::BadManifest("the code says something else than the section".to_owned()));
     }
     Ok(module)
+}
+
+/// What [`load`] does, up to what the code says of itself, for a host of the version `host` whose
+/// types are those of `M`: any daemon of this major, past or to come. Tests of versions stand on it.
+///
+/// # Errors
+/// See [`load`].
+pub fn root_of<M: StableAbi + PrefixRefTrait>(
+    path: &Path,
+    manifest: &Manifest,
+    host: &str,
+) -> Result<M, LoadError> {
+    check_version(manifest)?;
+    let header = open(path)?;
+    let plugin = header.layout().ok_or(LoadError::NoLayout)?;
+    check_layout(<M as StableAbi>::LAYOUT, plugin, manifest, host)?;
+    // SAFETY: the layout of the plugin's root module was just found compatible with that of `M`,
+    // in the direction that fits the older of both.
+    let module = unsafe { header.unchecked_layout::<M>() };
+    module.map_err(|error| match error {
+        RootModuleError::Unwound => LoadError::PanicInLoad,
+        RootModuleError::Returned(reason) => LoadError::LoadFailed(reason.to_string()),
+    })
 }
 
 /// Maps the library at `path` as [`load`] does and gives its C entry, not yet called.
@@ -139,28 +155,60 @@ unsafe fn symbol<T: Copy>(path: &Path, name: &str) -> Result<T, LoadError> {
 
 /// A plugin may be newer than this host, which then must find all it knows in it, or older,
 /// and then all it knows must be found here. abi_stable alone checks only the former.
-fn check_layout(plugin: &'static TypeLayout, manifest: &Manifest) -> Result<(), LoadError> {
-    let host = <RunnerModRef as StableAbi>::LAYOUT;
+fn check_layout(
+    host: &'static TypeLayout,
+    plugin: &'static TypeLayout,
+    manifest: &Manifest,
+    host_version: &str,
+) -> Result<(), LoadError> {
     let Err(errors) = check_layout_compatibility(host, plugin) else { return Ok(()) };
-    let older = version(&manifest.api)? <= version(API_VERSION)?;
+    let older = version(&manifest.api)? <= version(host_version)?;
     if older && check_layout_compatibility(plugin, host).is_ok() {
         return Ok(());
     }
-    Err(LoadError::LayoutMismatch(explain(&errors, manifest)))
+    Err(LoadError::LayoutMismatch(explain(&errors, manifest, host_version)))
 }
 
 /// Three lines: who, where, what. The full text has hundreds.
-fn explain(errors: &AbiInstabilityErrors, manifest: &Manifest) -> String {
+fn explain(errors: &AbiInstabilityErrors, manifest: &Manifest, host: &str) -> String {
     let deepest = errors.errors.iter().max_by_key(|error| error.stack_trace.len());
-    let place = deepest.and_then(|error| error.stack_trace.last());
-    let place = place.map_or_else(|| "the root module".to_owned(), |at| first_line(&at.expected.to_string()));
-    let what = deepest.and_then(|error| error.errs.first());
-    let what =
-        what.map_or_else(|| "its layout differs".to_owned(), |error| first_line(&format!("{error:?}")));
+    let mut place: Vec<&str> = deepest.map_or_else(Vec::new, |error| {
+        let name = |at: &TLFieldOrFunction| match at {
+            TLFieldOrFunction::Field(field) => field.name(),
+            TLFieldOrFunction::Function(function) => function.name.as_str(),
+        };
+        // What a pointer leads to has no name, only a number.
+        error.stack_trace.iter().map(|at| name(&at.expected)).filter(|name| *name != "0").collect()
+    });
+    place.dedup();
+    let place = if place.is_empty() { "the root module".to_owned() } else { first_line(&place.join(" > ")) };
+    // Sizes and counts only follow from the others.
+    let follows = |error: &AbiInstability| {
+        matches!(error, AbiInstability::Size(_) | AbiInstability::FieldCountMismatch(_))
+    };
+    let what = deepest.and_then(|error| error.errs.iter().find(|what| !follows(what)).or(error.errs.first()));
+    let what = what.map_or_else(|| "its layout differs".to_owned(), difference);
     format!(
-        "its types do not fit: plugin-api {} ({}) against this host's {API_VERSION}\nat: {place}\ndifference: {what}",
+        "its types do not fit: plugin-api {} ({}) against this host's {host}\nat: {place}\ndifference: {what}",
         manifest.api, manifest.rustc,
     )
+}
+
+/// What this host expected and what it found.
+fn difference(error: &AbiInstability) -> String {
+    let said = |expected: &dyn std::fmt::Display, found: &dyn std::fmt::Display, what: &str| {
+        first_line(&format!("{what} {expected} was expected, {found} found"))
+    };
+    match error {
+        AbiInstability::UnexpectedField(both) => said(&both.expected.name(), &both.found.name(), "member"),
+        AbiInstability::Name(both) => said(&both.expected, &both.found, "type"),
+        AbiInstability::MismatchedPrefixSize(both) => {
+            said(&both.expected, &both.found, "a fixed part of members:")
+        }
+        AbiInstability::FieldCountMismatch(both) => said(&both.expected, &both.found, "a number of members:"),
+        AbiInstability::Size(both) => said(&both.expected, &both.found, "a size in bytes:"),
+        other => first_line(&format!("{other:?}")),
+    }
 }
 
 fn first_line(text: &str) -> String {
