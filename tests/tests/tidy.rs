@@ -208,6 +208,32 @@ fn invariants_and_the_seed_name_tests_that_exist() {
     assert!(missing.is_empty(), "ARCHITECTURE.md names tests that do not exist: {missing:?}");
 }
 
+/// Cells of the last column of the comparison, each with the feature of its row.
+fn compared(document: &str) -> Vec<(&str, &str)> {
+    let rows = document.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| feature"));
+    rows.filter_map(|row| {
+        let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+        Some((*cells.first()?, *cells.last()?))
+    })
+    .collect()
+}
+
+#[test]
+fn the_comparison_of_plugin_hosts_names_tests_that_exist() {
+    let everything: String =
+        all_sources().iter().map(|path| fs::read_to_string(path).expect("a source is text")).collect();
+    let document = fs::read_to_string(workspace().join("host/docs/plugin-hosts.md")).expect("it is there");
+    let rows = compared(&document);
+    assert!(rows.len() >= 15, "only {} rows were found", rows.len());
+    for (feature, cell) in rows {
+        let names: Vec<&str> = cell.split('`').skip(1).step_by(2).collect();
+        assert!(!names.is_empty(), "{feature}: no test backs it");
+        for name in names {
+            assert!(everything.contains(&format!("fn {name}(")), "{feature}: there is no test {name}");
+        }
+    }
+}
+
 #[test]
 fn the_ritual_of_the_readme_is_what_ci_runs() {
     let read = |name: &str| fs::read_to_string(workspace().join(name)).expect("it is there");
