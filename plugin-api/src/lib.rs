@@ -15,6 +15,11 @@ pub mod context;
 pub mod effect;
 pub mod error;
 mod forward;
+#[doc = include_str!("../GUIDE.md")]
+pub mod guide {
+    #[allow(unused_imports, reason = "for the links of the text")]
+    use crate::testing;
+}
 pub mod mandate;
 pub mod manifest;
 pub mod report;

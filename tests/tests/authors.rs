@@ -239,18 +239,8 @@ fn succeeds(dir: &Path, program: impl AsRef<std::ffi::OsStr>, args: &[&str]) {
     assert!(output.status.success(), "{args:?}: {}{}", said[0], said[1]);
 }
 
-#[test]
-fn a_new_runner_in_rust_builds_and_passes_its_tests_and_its_scenario() {
-    let desk = Desk::new();
-    let made = desk.kairos(&["plugin", "new", "daily-notes", "--json"]);
-    assert_eq!(made.code, 0, "{}", made.stderr);
-    let made: Value = serde_json::from_str(&made.stdout).unwrap();
-    assert!(made["created"].as_array().unwrap().contains(&json!("src/lib.rs")), "{made}");
-    let dir = desk.0.path().join("daily-notes");
-    let own = fs::read_to_string(dir.join("src/lib.rs")).unwrap();
-    let body = own.split("#[cfg(test)]").next().unwrap().split("impl CycleRunner").nth(1).unwrap();
-    let lines = body.lines().filter(|line| !line.trim().is_empty() && !line.trim().starts_with("//")).count();
-    assert!(lines <= 20, "{lines} lines are more than were promised");
+/// Runs commands of cargo on a new runner. Gives the plugin.
+fn built(dir: &Path, commands: &[&str]) -> PathBuf {
     // The versions, the profile and the directory of this build: little is compiled again, nothing
     // is fetched.
     fs::copy(workspace().join("Cargo.lock"), dir.join("Cargo.lock")).unwrap();
@@ -260,11 +250,27 @@ fn a_new_runner_in_rust_builds_and_passes_its_tests_and_its_scenario() {
     for setting in ["profile.dev.debug='line-tables-only'", "profile.dev.package.sha2.opt-level=3"] {
         common.extend(["--config", setting]);
     }
-    for command in ["build", "test"] {
-        succeeds(&dir, &cargo, &[&[command], &common[..]].concat());
+    for command in commands {
+        succeeds(dir, &cargo, &[&[*command], &common[..]].concat());
     }
-    let so = target.join("debug/libdaily_notes.so");
-    let args = ["plugin", "test", so.to_str().unwrap(), "--scenario", "daily-notes/scenario.yml"];
+    let name = dir.file_name().unwrap().to_str().unwrap().replace('-', "_");
+    target.join("debug").join(format!("lib{name}.so"))
+}
+
+#[test]
+fn a_new_runner_in_rust_builds_and_passes_its_tests_and_its_scenario() {
+    let desk = Desk::new();
+    let made = desk.kairos(&["plugin", "new", "night-notes", "--json"]);
+    assert_eq!(made.code, 0, "{}", made.stderr);
+    let made: Value = serde_json::from_str(&made.stdout).unwrap();
+    assert!(made["created"].as_array().unwrap().contains(&json!("src/lib.rs")), "{made}");
+    let dir = desk.0.path().join("night-notes");
+    let own = fs::read_to_string(dir.join("src/lib.rs")).unwrap();
+    let body = own.split("#[cfg(test)]").next().unwrap().split("impl CycleRunner").nth(1).unwrap();
+    let lines = body.lines().filter(|line| !line.trim().is_empty() && !line.trim().starts_with("//")).count();
+    assert!(lines <= 20, "{lines} lines are more than were promised");
+    let so = built(&dir, &["build", "test"]);
+    let args = ["plugin", "test", so.to_str().unwrap(), "--scenario", "night-notes/scenario.yml"];
     let tested = desk.kairos(&args);
     assert_eq!(tested.code, 0, "{}{}", tested.stdout, tested.stderr);
     assert!(tested.stdout.contains("cuts: 2 crashes, no difference"), "{}", tested.stdout);
@@ -298,4 +304,56 @@ fn new_runners_overwrite_nothing_and_have_names_that_build() {
     let nowhere = desk.kairos(&["plugin", "new", "fine", "--api", "nowhere"]);
     assert_eq!(nowhere.code, 2, "{}", nowhere.stderr);
     assert!(!desk.0.path().join("fine").exists());
+}
+
+/// The text of the guide's blocks of one language below a heading.
+fn blocks(heading: &str, language: &str) -> Vec<String> {
+    let guide = fs::read_to_string(workspace().join("plugin-api/GUIDE.md")).unwrap();
+    let section = guide.split("\n## ").find(|section| section.starts_with(heading)).unwrap();
+    let fence = format!("```{language}\n");
+    section.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn the_walk_of_the_guide_leads_to_a_running_schedule() {
+    let desk = Desk::new();
+    let mut home = desk.0.path().to_owned();
+    let mut listed = String::new();
+    let lines = blocks("From nothing", "sh");
+    let runner = blocks("From nothing", "yaml").remove(0);
+    for line in lines.iter().flat_map(|block| block.lines()) {
+        // A shell does the quotes, as for whoever follows the guide.
+        let words = Command::new("sh").args(["-c", &format!("printf '%s\\n' {line}")]).output().unwrap();
+        let words = String::from_utf8(words.stdout).unwrap();
+        let words: Vec<&str> = words.lines().collect();
+        match words[..] {
+            ["cd", dir] => home = home.join(dir),
+            ["cargo", "build", "--release", "--manifest-path", manifest] => {
+                // In the profile of this build, so that it does not take minutes.
+                let dir = home.join(manifest).parent().unwrap().to_owned();
+                let so = built(&dir, &["build"]);
+                let release = dir.join("target/release");
+                fs::create_dir_all(&release).unwrap();
+                fs::copy(&so, release.join(so.file_name().unwrap())).unwrap();
+                let config = home.join(".kairos/config/daemon.yml");
+                let text = fs::read_to_string(&config).unwrap();
+                fs::write(&config, text.replacen("runners:\n", &format!("runners:\n{runner}"), 1)).unwrap();
+            }
+            ["kairos", ref args @ ..] => {
+                let mut command = Command::new(kairos());
+                let output = command.args(args).current_dir(&home).stdin(Stdio::null()).output().unwrap();
+                listed = String::from_utf8(output.stdout).unwrap();
+                let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+                assert!(output.status.success(), "{line}: {listed}{stderr}");
+            }
+            _ => panic!("what is {line:?}?"),
+        }
+    }
+    assert!(listed.contains("succeeded") && listed.contains("How are the logs?"), "{listed}");
+    assert!(fs::read_to_string(home.join(".kairos/config/schedules.yml")).unwrap().contains("name: notes"));
+}
+
+#[test]
+fn the_scenario_of_the_guide_is_right() {
+    passes("hello_runner", &blocks("Testing", "yaml").remove(0));
 }
