@@ -38,6 +38,7 @@ const BACKENDS: &[Backend] = &[
     Backend { kind: "builtin", abi: "builtin", panics: true, traces: false, start: builtin },
     Backend { kind: "rust_abi", abi: "rust", panics: true, traces: true, start: rust_abi },
     Backend { kind: "worker", abi: "rust", panics: true, traces: true, start: worker },
+    Backend { kind: "sandbox", abi: "rust", panics: true, traces: true, start: sandbox },
     Backend { kind: "c_abi", abi: "c", panics: false, traces: false, start: c_abi },
 ];
 
@@ -52,6 +53,10 @@ fn rust_abi(root: &Path) -> Arc<Generation> {
 
 fn worker(root: &Path) -> Arc<Generation> {
     plugin(root, "stub", Isolation::Process)
+}
+
+fn sandbox(root: &Path) -> Arc<Generation> {
+    plugin(root, "stub", Isolation::Sandbox)
 }
 
 fn c_abi(root: &Path) -> Arc<Generation> {

@@ -354,6 +354,10 @@ impl Source for Office {
             .map(|(name, runner)| {
                 let slot = known.iter().find(|slot| slot.name == *name);
                 let identity = slot.and_then(|slot| slot.identity.as_ref());
+                // Where it runs; before it does, where it was asked to.
+                let isolation = slot.and_then(|slot| slot.isolation).map(|isolation| isolation.to_string());
+                let asked = runner.isolation.map(|isolation| isolation.as_str().to_owned());
+                let isolation = isolation.or(asked);
                 let error = slot.and_then(|slot| slot.error.as_ref());
                 let state = match (identity, error) {
                     (Some(_), _) => "active",
@@ -363,7 +367,8 @@ impl Source for Office {
                 json!({
                     "runner": name,
                     "plugin": runner.plugin,
-                    "isolation": runner.isolation.map(|isolation| isolation.as_str()),
+                    "isolation": isolation,
+                    "sandbox": slot.and_then(|slot| slot.sandbox),
                     "name": identity.map(|identity| &identity.name),
                     "version": identity.map(|identity| &identity.version),
                     "abi": identity.map(|identity| &identity.abi),

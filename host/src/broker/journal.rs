@@ -416,7 +416,8 @@ impl HostCalls for CycleServices {
         let admitted = self.talk.lock().unwrap_or_else(PoisonError::into_inner).admit(now);
         let Some(dropped) = admitted else { return };
         let fields = fields.to_string();
-        let (target, message, fields) = (cut(target), cut(message), cut(&fields));
+        // Not `message`: that is the event's own name.
+        let (target, line, fields) = (cut(target), cut(message), cut(&fields));
         let (mandate, cycle, runner) = (&self.mandate.id, self.mandate.cycle, &self.runner);
         macro_rules! write {
             ($level:ident) => {
@@ -426,7 +427,7 @@ impl HostCalls for CycleServices {
                     cycle,
                     runner,
                     target,
-                    message,
+                    line,
                     fields,
                     dropped,
                     "runner_log"

@@ -213,8 +213,10 @@ pub enum CycleEnd {
     BudgetPause,
     /// The host parked it until a person decides.
     ApprovalPause,
-    /// The runner failed, crashed, or reported an error.
+    /// The runner failed, or reported an error.
     Error,
+    /// The process or thread under it is gone, by no wish of the host.
+    Died,
     /// The daemon stops: the mandate is to go on after the restart.
     Interrupted,
     /// A person or a replacing occurrence stopped this mandate.
@@ -231,7 +233,7 @@ impl CycleEnd {
             Self::Done | Self::More => CycleStatus::Ok,
             Self::Checkpoint | Self::BudgetPause | Self::ApprovalPause => CycleStatus::Paused,
             Self::Error | Self::Review => CycleStatus::Error,
-            Self::Interrupted | Self::Cancelled => CycleStatus::Interrupted,
+            Self::Died | Self::Interrupted | Self::Cancelled => CycleStatus::Interrupted,
         }
     }
 }
@@ -247,6 +249,8 @@ pub enum AfterCycle {
     NextCycle,
     /// Back into the queue to do this cycle again from its first step without a result.
     SameCycle,
+    /// The same after a death.
+    SameCycleAfterDeath,
     /// Back into the queue after one error: a fresh cycle of the same number.
     RetryCycle,
     /// Failed.
@@ -261,6 +265,8 @@ pub enum AfterCycle {
     Cancel,
     /// To a person.
     Review,
+    /// To a person, because it kills whatever runs it.
+    CrashLoop,
 }
 
 impl AfterCycle {
@@ -269,13 +275,15 @@ impl AfterCycle {
     pub fn state(self) -> MandateState {
         match self {
             Self::Succeed | Self::SucceedAtCap => MandateState::Succeeded,
-            Self::NextCycle | Self::SameCycle | Self::RetryCycle => MandateState::Queued,
+            Self::NextCycle | Self::SameCycle | Self::SameCycleAfterDeath | Self::RetryCycle => {
+                MandateState::Queued
+            }
             Self::Fail => MandateState::Failed,
             Self::PauseCheckpoint => MandateState::PausedCheckpoint,
             Self::PauseBudget => MandateState::PausedBudget,
             Self::PauseApproval => MandateState::PausedApproval,
             Self::Cancel => MandateState::Cancelled,
-            Self::Review => MandateState::Review,
+            Self::Review | Self::CrashLoop => MandateState::Review,
         }
     }
 
@@ -286,7 +294,9 @@ impl AfterCycle {
             Self::SucceedAtCap => Some("max_cycles"),
             Self::NextCycle => Some("more"),
             Self::SameCycle => Some("interrupted"),
+            Self::SameCycleAfterDeath => Some("runner_died"),
             Self::RetryCycle => Some("error_once"),
+            Self::CrashLoop => Some("crash_loop"),
             Self::Fail => Some("error_twice"),
             Self::Succeed
             | Self::PauseCheckpoint
@@ -298,12 +308,28 @@ impl AfterCycle {
     }
 }
 
+/// What deaths add up to when a person has to look: 20 boots that died, or 3 workers, or some of both.
+pub const CRASH_LOOP: u32 = 60;
+/// What a daemon that died while the mandate ran adds. It may have been a power cut.
+pub const BOOT_DEATH: u32 = 3;
+/// What a runner's process that died of the mandate adds.
+pub const RUNNER_DEATH: u32 = 20;
+
 /// Decides what follows a cycle.
 ///
-/// `cycle` counts from 1; `errors_before` is the number of cycles in a row that failed before this one.
+/// `cycle` counts from 1; `errors_before` is the number of cycles in a row that failed before this
+/// one, `deaths_before` what the deaths in a row before it added up to, see [`CRASH_LOOP`].
 #[must_use]
-pub fn after_cycle(end: CycleEnd, cycle: u32, max_cycles: u32, errors_before: u32) -> AfterCycle {
+pub fn after_cycle(
+    end: CycleEnd,
+    cycle: u32,
+    max_cycles: u32,
+    errors_before: u32,
+    deaths_before: u32,
+) -> AfterCycle {
     match end {
+        CycleEnd::Died if deaths_before + RUNNER_DEATH >= CRASH_LOOP => AfterCycle::CrashLoop,
+        CycleEnd::Died => AfterCycle::SameCycleAfterDeath,
         CycleEnd::Done => AfterCycle::Succeed,
         CycleEnd::More if cycle >= max_cycles => AfterCycle::SucceedAtCap,
         CycleEnd::More => AfterCycle::NextCycle,
@@ -344,13 +370,27 @@ mod tests {
 
     #[test]
     fn first_error_is_tried_again_and_the_second_in_a_row_fails() {
-        assert_eq!(after_cycle(CycleEnd::Error, 1, 10, 0), AfterCycle::RetryCycle);
-        assert_eq!(after_cycle(CycleEnd::Error, 1, 10, 1), AfterCycle::Fail);
+        assert_eq!(after_cycle(CycleEnd::Error, 1, 10, 0, 0), AfterCycle::RetryCycle);
+        assert_eq!(after_cycle(CycleEnd::Error, 1, 10, 1, 0), AfterCycle::Fail);
+    }
+
+    #[test]
+    fn third_death_of_a_runner_goes_to_a_person_and_a_boot_counts_less() {
+        let follows = |before| after_cycle(CycleEnd::Died, 1, 10, 1, before);
+        for before in [0, RUNNER_DEATH, 6 * BOOT_DEATH, RUNNER_DEATH + 6 * BOOT_DEATH] {
+            assert_eq!(follows(before), AfterCycle::SameCycleAfterDeath, "{before}");
+        }
+        for before in [2 * RUNNER_DEATH, 14 * BOOT_DEATH, RUNNER_DEATH + 7 * BOOT_DEATH] {
+            assert_eq!(follows(before), AfterCycle::CrashLoop, "{before}");
+        }
+        assert_eq!(AfterCycle::CrashLoop.state(), MandateState::Review);
+        assert_eq!(AfterCycle::CrashLoop.reason(), Some("crash_loop"));
+        assert_eq!(AfterCycle::SameCycleAfterDeath.state(), MandateState::Queued);
     }
 
     #[test]
     fn more_ends_at_the_cap() {
-        assert_eq!(after_cycle(CycleEnd::More, 9, 10, 0), AfterCycle::NextCycle);
-        assert_eq!(after_cycle(CycleEnd::More, 10, 10, 0), AfterCycle::SucceedAtCap);
+        assert_eq!(after_cycle(CycleEnd::More, 9, 10, 0, 0), AfterCycle::NextCycle);
+        assert_eq!(after_cycle(CycleEnd::More, 10, 10, 0, 0), AfterCycle::SucceedAtCap);
     }
 }

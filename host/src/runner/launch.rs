@@ -21,7 +21,7 @@ use super::plugin_store::PluginStore;
 use super::rust_abi::RustAbi;
 use super::search::SearchPath;
 use super::trust::{Trust, TrustPolicy};
-use super::worker::{MEMORY_BYTES, WorkerFactory, WorkerSpec};
+use super::worker::{WorkerFactory, WorkerSpec};
 use super::{HostCalls, RunnerBackend, RunnerError, library};
 
 /// How far a runner is kept apart from the daemon.
@@ -172,7 +172,7 @@ impl Launcher {
     /// Where a file is tried: as far apart from everything as this build can.
     #[must_use]
     pub fn trial_isolation(&self) -> Isolation {
-        Isolation::Process
+        Isolation::Sandbox
     }
 
     /// Starts a backend for a trial, apart from everything that serves and whatever the file's
@@ -209,15 +209,10 @@ impl Launcher {
         isolation: Isolation,
     ) -> Result<Arc<dyn RunnerBackend>, LoadError> {
         let workers = self.workers.as_ref().ok_or(LoadError::IsolationUnavailable(isolation))?;
-        let spec = WorkerSpec {
-            runner: config.name.clone(),
-            path: self.store.path_of(&plugin.sha256),
-            sha256: plugin.sha256.clone(),
-            manifest: plugin.manifest.clone(),
-            setup: setup(config),
-            isolation,
-            memory_bytes: MEMORY_BYTES,
-            home: Arc::new(Home { runner: config.name.clone() }),
+        let path = self.store.path_of(&plugin.sha256);
+        let spec = match isolation {
+            Isolation::Sandbox => WorkerSpec::sandbox(&config.name, path, plugin, &config.params),
+            _ => WorkerSpec::process(&config.name, path, plugin, &config.params),
         };
         Ok(Arc::new(workers.start(spec)?))
     }
@@ -266,8 +261,9 @@ fn setup(config: &RunnerConfig) -> Setup {
 }
 
 /// The host outside of cycles: there is a log and nothing else.
-struct Home {
-    runner: String,
+pub(super) struct Home {
+    /// Its key in the configuration.
+    pub(super) runner: String,
 }
 
 impl HostCalls for Home {
@@ -284,12 +280,13 @@ impl HostCalls for Home {
     }
 
     fn log(&self, level: tracing::Level, target: &str, message: &str, fields: &Value) {
-        let runner = &self.runner;
+        // Not `message`: that is the event's own name.
+        let (runner, line) = (&self.runner, message);
         match level {
-            tracing::Level::ERROR => tracing::error!(runner, target, message, %fields, "runner_log"),
-            tracing::Level::WARN => tracing::warn!(runner, target, message, %fields, "runner_log"),
-            tracing::Level::INFO => tracing::info!(runner, target, message, %fields, "runner_log"),
-            _ => tracing::debug!(runner, target, message, %fields, "runner_log"),
+            tracing::Level::ERROR => tracing::error!(runner, target, line, %fields, "runner_log"),
+            tracing::Level::WARN => tracing::warn!(runner, target, line, %fields, "runner_log"),
+            tracing::Level::INFO => tracing::info!(runner, target, line, %fields, "runner_log"),
+            _ => tracing::debug!(runner, target, line, %fields, "runner_log"),
         }
     }
 }

@@ -70,6 +70,9 @@ pub enum RunnerError {
     /// Its report cannot be read.
     #[error("bad report: {0}")]
     BadReport(String),
+    /// No thread or process can be had for it; nothing of it ran.
+    #[error("no place to run: {0}")]
+    Unavailable(String),
     /// The thread or process that ran it is gone.
     #[error("runner died: {0}")]
     Died(Death),
@@ -79,6 +82,14 @@ pub enum RunnerError {
 pub trait RunnerBackend: Send + Sync + 'static {
     /// Who it is.
     fn identity(&self) -> &RunnerIdentity;
+    /// How far it is kept apart from the daemon.
+    fn isolation(&self) -> Isolation {
+        Isolation::InProcess
+    }
+    /// How far the sandbox got, for one that is confined.
+    fn sandbox(&self) -> Option<&crate::sys::sandbox::Reached> {
+        None
+    }
     /// Runs one cycle to its end; blocks.
     fn run_cycle(&self, mandate: &Mandate, host: Arc<dyn HostCalls>) -> Result<Report, RunnerError>;
     /// Asks running cycles to end; the answer is theirs to give.

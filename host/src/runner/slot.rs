@@ -19,7 +19,8 @@ use super::launch::{Launcher, RunnerConfig};
 use super::load_error::LoadError;
 use super::manifest::PluginFile;
 use super::pool::Pool;
-use super::{Death, HostCalls, RunnerBackend, RunnerError, RunnerIdentity, library, panic_text};
+use super::{HostCalls, Isolation, RunnerBackend, RunnerError, RunnerIdentity, library, panic_text};
+use crate::sys::sandbox::Level;
 
 /// One loaded version of a runner. Cycles hold it; it is dropped when the last one is done.
 pub struct Generation {
@@ -131,6 +132,10 @@ pub struct RunnerStatus {
     pub plugin: Option<String>,
     /// Who serves it, when somebody does.
     pub identity: Option<RunnerIdentity>,
+    /// How far it is kept apart from the daemon, when somebody serves.
+    pub isolation: Option<Isolation>,
+    /// How far its sandbox got, for one that is confined.
+    pub sandbox: Option<Level>,
     /// Why nobody does.
     pub error: Option<RunnerStatusError>,
 }
@@ -288,6 +293,8 @@ impl Runners {
             name: name.clone(),
             plugin: slot.config.as_ref().map(|config| config.plugin.clone()),
             identity: slot.current.as_ref().ok().map(|current| current.identity.clone()),
+            isolation: slot.current.as_ref().ok().map(|current| current.backend.isolation()),
+            sandbox: slot.current.as_ref().ok().and_then(|current| Some(current.backend.sandbox()?.level)),
             error: slot
                 .current
                 .as_ref()
@@ -310,7 +317,8 @@ impl Runners {
             Ok(generation) => {
                 let identity = &generation.identity;
                 tracing::info!(runner = %config.name, plugin = %identity.name, version = %identity.version,
-                    generation = %identity.generation, "runner_loaded");
+                    generation = %identity.generation, isolation = %generation.backend.isolation(),
+                    "runner_loaded");
             }
             Err(error) => {
                 tracing::warn!(runner = %config.name, plugin = %config.plugin, code = error.code(), %error,
@@ -340,5 +348,5 @@ impl Runners {
 }
 
 fn no_thread(error: &std::io::Error) -> RunnerError {
-    RunnerError::Died(Death::without_process(format!("no thread for it: {error}")))
+    RunnerError::Unavailable(format!("no thread for it: {error}"))
 }

@@ -16,7 +16,7 @@ use crate::domain::schedule::{MandateBounds, Overlap, ScheduleSpec};
 /// A settled step or note waits at most this long for a commit to ride on.
 pub const LAZY_FLUSH: Duration = Duration::from_millis(50);
 /// A mandate that ran in so many consecutive boots that died goes to review, reason `crash_loop`.
-pub const CRASH_LOOP_BOOTS: u32 = 20;
+pub const CRASH_LOOP_BOOTS: u32 = crate::domain::mandate::CRASH_LOOP / crate::domain::mandate::BOOT_DEATH;
 
 /// The day of the ledger and its limits, as the caller's clock and configuration have it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -126,7 +126,14 @@ fn returned(outcome: &Outcome, seen: &Seen) -> Verdict {
         Outcome::Failed(error @ RunnerError::BadReport(_)) => {
             Verdict::error(code::BAD_REPORT, error.to_string())
         }
-        Outcome::Failed(error @ RunnerError::Died(_)) => Verdict::error("runner_died", error.to_string()),
+        // The host's own doing: the same as if it had been left to itself.
+        Outcome::Failed(RunnerError::Died(death)) if death.by_host && !seen.stops.any() => {
+            Verdict::plain(CycleEnd::Interrupted)
+        }
+        Outcome::Failed(RunnerError::Died(death)) if death.by_host || seen.stops.deadline => stopped(seen),
+        Outcome::Failed(error @ (RunnerError::Died(_) | RunnerError::Unavailable(_))) => {
+            Verdict { end: CycleEnd::Died, reason: None, error: Some(error.to_string()) }
+        }
         Outcome::Abandoned => stopped(seen),
     }
 }
@@ -161,6 +168,10 @@ mod tests {
 
     fn failed(code: &str) -> Outcome {
         Outcome::Failed(RunnerError::Call(CallError::new(code, "x")))
+    }
+
+    fn died(by_host: bool) -> Outcome {
+        Outcome::Failed(RunnerError::Died(Death { by_host, ..Death::without_process("x") }))
     }
 
     fn check(outcome: &Outcome, stops: Stops, imposed: Option<Imposed>, end: CycleEnd, reason: Option<&str>) {
@@ -225,13 +236,18 @@ mod tests {
             (failed(code::STOPPED), NONE, None, E::Error, Some("stopped")),
             (Outcome::Failed(RunnerError::Panic("x".into())), NONE, None, E::Error, Some("panic")),
             (Outcome::Failed(RunnerError::BadReport("x".into())), NONE, None, E::Error, Some("bad_report")),
-            (
-                Outcome::Failed(RunnerError::Died(Death::without_process("x"))),
-                NONE,
-                None,
-                E::Error,
-                Some("runner_died"),
-            ),
+            // A death is no error of the runner's, unless it was the host's own doing.
+            (died(false), NONE, None, E::Died, None),
+            (died(false), SHUTDOWN, None, E::Died, None),
+            (died(false), CANCEL, None, E::Cancelled, None),
+            (died(false), DEADLINE, None, E::Error, Some("deadline")),
+            (died(false), NONE, budget(), E::BudgetPause, None),
+            (died(false), NONE, diverged(), E::Review, Some("diverged")),
+            (died(true), NONE, None, E::Interrupted, None),
+            (died(true), SHUTDOWN, None, E::Interrupted, None),
+            (died(true), CANCEL, None, E::Cancelled, None),
+            (died(true), DEADLINE, None, E::Error, Some("deadline")),
+            (Outcome::Failed(RunnerError::Unavailable("x".into())), NONE, None, E::Died, None),
             (Outcome::Abandoned, DEADLINE, None, E::Error, Some("deadline")),
             (Outcome::Abandoned, SHUTDOWN, None, E::Interrupted, None),
             (Outcome::Abandoned, CANCEL, None, E::Cancelled, None),

@@ -13,7 +13,7 @@ use tokio::sync::{oneshot, watch};
 use super::conclude::{Outcome, Seen, Stops, Verdict, conclude};
 use super::host_calls::CycleHost;
 use super::ports::Services;
-use super::slots::{HoldKind, Running, Stuck};
+use super::slots::{HoldKind, Running};
 use super::{Inner, OnLogError};
 use crate::broker::Settling;
 use crate::domain::mandate::{CycleEnd, MandateState};
@@ -45,12 +45,12 @@ pub struct Ended {
 }
 
 /// Why a claimed cycle did not run.
-struct NotStarted {
-    reason: String,
+pub(super) struct NotStarted {
+    pub(super) reason: String,
     /// What all work must wait for; none when only this runner's does.
-    hold: Option<HoldKind>,
+    pub(super) hold: Option<HoldKind>,
     /// False when nothing is wrong.
-    trouble: bool,
+    pub(super) trouble: bool,
 }
 
 /// Why the end of a cycle is not in the store.
@@ -132,6 +132,10 @@ impl Inner {
             self.table().unrecorded.push(cycle.mandate.id.clone());
         }
         drop(registered);
+        if ran.verdict.end == CycleEnd::Died {
+            // It is in the queue again, and its runner may be held back by now.
+            self.note_waits();
+        }
         match recorded {
             Ok(finished) => {
                 let ended = announce(&cycle, &ran.verdict, &finished);
@@ -169,6 +173,7 @@ impl Inner {
         let answer = generation.start(cycle.mandate.clone(), Arc::clone(&host) as _);
         let outcome = self.await_report(answer, running, until, &generation, number).await;
         host.close();
+        self.watch_deaths(cycle, &outcome)?;
         // The runner may have seen that its time is over before the timer here was heard.
         let late = until.is_some_and(|until| clock.monotonic() >= until);
         let stops = running.stops();
@@ -268,7 +273,7 @@ impl Inner {
         loop {
             let seen = *stops.borrow_and_update();
             if seen.abandon {
-                return self.leave(answer, running, generation, number);
+                return self.end(answer, running, generation, number).await;
             }
             if seen.any() && !nudged {
                 nudged = true;
@@ -300,34 +305,6 @@ impl Inner {
                 },
             }
         }
-    }
-
-    /// Leaves a thread to itself. It is not ended by that, and nothing claims so; it is listed
-    /// until it answers.
-    fn leave(
-        self: &Arc<Self>,
-        answer: oneshot::Receiver<Result<Report, RunnerError>>,
-        running: &Running,
-        generation: &Generation,
-        number: u64,
-    ) -> Outcome {
-        let stuck = Stuck {
-            mandate: running.mandate.clone(),
-            runner: running.runner.clone(),
-            generation: generation.identity().generation.clone(),
-            since: self.parts.clock.now(),
-        };
-        let (mandate, runner) = (stuck.mandate.clone(), stuck.runner.clone());
-        tracing::error!(mandate, runner, generation = stuck.generation, "runner_stuck");
-        self.table().stuck.insert(number, stuck);
-        let inner = Arc::clone(self);
-        self.runtime.spawn(async move {
-            let _ = answer.await;
-            inner.table().stuck.remove(&number);
-            tracing::info!(mandate, runner, "runner_unstuck");
-            inner.touch();
-        });
-        Outcome::Abandoned
     }
 
     /// Gives the cycle back to the queue and holds all work back for a while.
@@ -467,7 +444,7 @@ fn announce(cycle: &ClaimedCycle, verdict: &Verdict, finished: &Finished) -> End
     let usage = finished.usage;
     let shown = serde_json::json!(usage).to_string();
     match verdict.end {
-        CycleEnd::Interrupted | CycleEnd::Cancelled => {
+        CycleEnd::Interrupted | CycleEnd::Cancelled | CycleEnd::Died => {
             tracing::info!(mandate, cycle = number, usage = shown, "daemon_cycle_interrupted");
         }
         CycleEnd::Error => {

@@ -10,9 +10,11 @@
 //!        ^---------------- store.finish <---------------------+
 //! ```
 
+mod breaker;
 mod claiming;
 mod conclude;
 mod cycle;
+mod deaths;
 mod host_calls;
 pub mod ports;
 mod slots;
@@ -36,7 +38,8 @@ use crate::runner::Runners;
 use crate::store::{self, BudgetBlock, BudgetGate, ClaimOutcome, ClaimRequest, ClaimedCycle, Offers, Store};
 use crate::sys::clock::Clock;
 
-/// Time a runner gets to end after a deadline or a person's stop, before its thread is left to itself.
+/// Time a runner gets to end after a deadline or a person's stop, before its process is killed, or
+/// its thread left to itself.
 pub const STOP_GRACE: Duration = Duration::from_secs(10);
 /// Time that interrupted cycles get to be recorded at the end of a drain.
 const RECORD_GRACE: Duration = Duration::from_secs(5);
@@ -177,8 +180,9 @@ impl Dispatch {
     pub fn wake(&self) {
         let now = self.0.parts.clock.now();
         let monotonic = self.0.parts.clock.monotonic();
-        let retry_runners = {
+        let (retry_runners, let_go) = {
             let mut table = self.0.table();
+            let let_go = table.breakers.release(monotonic);
             if table.next_ready.is_some_and(|ready| ready <= now) {
                 (table.next_ready, table.wanted) = (None, true);
             }
@@ -186,8 +190,11 @@ impl Dispatch {
             if table.blocked.is_some() || table.retry_at().is_some_and(|at| at <= monotonic) {
                 table.wanted = true;
             }
-            table.retry_runners.as_ref().is_some_and(|hold| hold.retry_at <= monotonic)
+            (table.retry_runners.as_ref().is_some_and(|hold| hold.retry_at <= monotonic), let_go)
         };
+        if let_go {
+            self.runners_changed();
+        }
         if retry_runners {
             self.0.retry_runners();
         }

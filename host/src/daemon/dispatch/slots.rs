@@ -8,6 +8,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use tokio::sync::watch;
 
+use super::breaker::Breakers;
 use super::conclude::Stops;
 use crate::broker::stop::StopSignal;
 use crate::store::{BudgetBlock, ClaimedCycle};
@@ -103,6 +104,8 @@ pub(super) struct Table {
     pub(super) waits: BTreeMap<String, String>,
     /// When unavailable runners with waiting mandates are tried again.
     pub(super) retry_runners: Option<Hold>,
+    /// Runners whose processes keep dying.
+    pub(super) breakers: Breakers,
     /// Mandates whose cycle's end no store took, because a drain could not wait.
     pub(super) unrecorded: Vec<String>,
     /// Slots that are to go as soon as they are free.
@@ -174,7 +177,8 @@ impl Table {
     /// The earliest monotonic time when something is to be tried again.
     pub(super) fn retry_at(&self) -> Option<Duration> {
         let runners = self.retry_runners.as_ref().map(|hold| hold.retry_at);
-        self.holds.values().map(|hold| hold.retry_at).max().into_iter().chain(runners).min()
+        let held = self.holds.values().map(|hold| hold.retry_at).max();
+        held.into_iter().chain(runners).chain(self.breakers.next()).min()
     }
 
     /// What keeps waiting work from starting, for people.

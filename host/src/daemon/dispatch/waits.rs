@@ -12,15 +12,17 @@ use crate::store::{self, MandateFilter, RunnerOffer};
 const LOOK_AT: usize = 1000;
 
 impl Inner {
-    /// Reads what the runners offer now.
+    /// Reads what the runners offer now. One that is held back offers nothing.
     pub(super) fn read_offers(&self) {
+        let now = self.parts.clock.monotonic();
+        let held = |name: &str| self.table().breakers.held(name, now).is_some();
         let offers: HashMap<String, RunnerOffer> = self
             .parts
             .runners
             .status()
             .into_iter()
             .filter_map(|status| {
-                let identity = status.identity?;
+                let identity = status.identity.filter(|_| !held(&status.name))?;
                 let offer = RunnerOffer { generation: identity.generation, phases: identity.phases };
                 Some((status.name, offer))
             })
@@ -77,14 +79,24 @@ impl Inner {
         let mut missing = BTreeMap::new();
         for row in self.parts.store.mandates(&filter)? {
             if !offers.contains_key(&row.runner) && !missing.contains_key(&row.runner) {
-                let why = match self.parts.runners.current(&row.runner) {
-                    Ok(_) => continue,
-                    Err(error) => error.to_string(),
+                let why = match (self.held(&row.runner), self.parts.runners.current(&row.runner)) {
+                    (_, Err(error)) => error.to_string(),
+                    (Some(why), Ok(_)) => why,
+                    (None, Ok(_)) => continue,
                 };
                 missing.insert(row.runner, why);
             }
         }
         Ok(missing)
+    }
+
+    /// Why a runner that is there is held back, and until when, for people.
+    fn held(&self, runner: &str) -> Option<String> {
+        let now = self.parts.clock.monotonic();
+        let (why, until) = self.table().breakers.held(runner, now)?;
+        let at = self.parts.clock.now() + until.saturating_sub(now);
+        let at = at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
+        Some(format!("held back until {at}, because it keeps dying: {why}"))
     }
 
     /// Tries the runners that something waits for once more.

@@ -16,9 +16,10 @@ use super::channel::Trouble;
 use super::factory::{WorkerFactory, WorkerSpec};
 use super::frame::{Frame, FrameError, Kind, encode, split_call};
 use super::process::{Handle, Process};
-use super::protocol::{LogLine, error_from_wire};
+use super::protocol::{LogLine, Ready, error_from_wire};
 use crate::runner::load_error::LoadError;
 use crate::runner::{Death, HostCalls, Isolation, RunnerBackend, RunnerError, RunnerIdentity, method};
+use crate::sys::sandbox::Reached;
 
 /// Idle processes kept; the others of a burst end. As many as idle threads are kept.
 const MAX_IDLE: usize = 16;
@@ -34,6 +35,7 @@ pub struct Worker {
     factory: WorkerFactory,
     spec: WorkerSpec,
     identity: RunnerIdentity,
+    reached: Option<Reached>,
     idle: Mutex<Vec<Idle>>,
     running: Mutex<BTreeMap<u64, Running>>,
     next: AtomicU64,
@@ -63,27 +65,17 @@ impl Drop for Registered<'_> {
 }
 
 impl Worker {
-    pub(super) fn new(
-        factory: WorkerFactory,
-        spec: WorkerSpec,
-        identity: RunnerIdentity,
-        process: Process,
-    ) -> Self {
+    pub(super) fn new(factory: WorkerFactory, spec: WorkerSpec, ready: Ready, process: Process) -> Self {
         Self {
             factory,
             spec,
-            identity,
+            identity: ready.identity,
+            reached: ready.reached,
             idle: Mutex::new(vec![Idle { process, owner: None }]),
             running: Mutex::default(),
             next: AtomicU64::new(0),
             inherited: Mutex::default(),
         }
-    }
-
-    /// In which isolation its processes run.
-    #[must_use]
-    pub fn isolation(&self) -> Isolation {
-        self.spec.isolation
     }
 
     /// An idle process that may serve `owner`, or a fresh one. `register` hears of it before it is
@@ -116,7 +108,7 @@ impl Worker {
     fn take_idle(&self, owner: Option<&str>) -> Option<Idle> {
         let mut idle = self.idle();
         let fits = |idle: &Idle| {
-            self.spec.isolation != Isolation::Sandbox
+            self.spec.isolation() != Isolation::Sandbox
                 || idle.owner.is_none()
                 || idle.owner.as_deref() == owner
         };
@@ -127,7 +119,7 @@ impl Worker {
     /// Keeps a process for the next cycle. What a sandboxed one has seen of one schedule no other
     /// may see; mandates without a schedule have nothing in common.
     fn give_back(&self, process: Process, owner: Option<&str>) {
-        let sandboxed = self.spec.isolation == Isolation::Sandbox;
+        let sandboxed = self.spec.isolation() == Isolation::Sandbox;
         let mut idle = self.idle();
         if (sandboxed && owner.is_none()) || idle.len() >= MAX_IDLE {
             drop(idle);
@@ -189,6 +181,14 @@ impl Worker {
 impl RunnerBackend for Worker {
     fn identity(&self) -> &RunnerIdentity {
         &self.identity
+    }
+
+    fn isolation(&self) -> Isolation {
+        self.spec.isolation()
+    }
+
+    fn sandbox(&self) -> Option<&Reached> {
+        self.reached.as_ref()
     }
 
     fn run_cycle(&self, mandate: &Mandate, host: Arc<dyn HostCalls>) -> Result<Report, RunnerError> {
@@ -372,5 +372,5 @@ fn phase_of(request: &[u8]) -> Option<String> {
 
 /// A cycle found no process to run in.
 fn no_worker(error: &LoadError) -> RunnerError {
-    RunnerError::Died(Death::without_process(format!("no worker for it: {error}")))
+    RunnerError::Unavailable(error.to_string())
 }

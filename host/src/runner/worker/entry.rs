@@ -18,6 +18,7 @@ use super::frame::Kind;
 use super::protocol::{Load, Ready, Unfit};
 use super::serve::{Ear, Home, Wire, serve};
 use crate::runner::{RunnerBackend, launch, load_error::LoadError};
+use crate::sys::sandbox::{self, SandboxError};
 
 /// The hidden subcommand.
 pub const COMMAND: &str = "worker";
@@ -55,16 +56,33 @@ fn live(wire: &Arc<Wire>, control: UnixStream) -> std::io::Result<()> {
         return Err(std::io::Error::other("the first frame says something else than what to load"));
     }
     let load: Load = serde_json::from_slice(&frame.payload)?;
-    limit(&load)?;
-    let backend = match become_runner(wire, &load) {
-        Ok(backend) => backend,
-        Err(error) => {
-            let unfit = Unfit { code: error.code().to_owned(), message: error.to_string() };
-            return wire.send(Kind::Unfit, 0, &[&serde_json::to_vec(&unfit)?]);
+    let unfit = |code: &str, message: String| {
+        let unfit = Unfit { code: code.to_owned(), message };
+        wire.send(Kind::Unfit, 0, &[&serde_json::to_vec(&unfit)?])
+    };
+    let reached = match &load.confinement {
+        // Still with one thread, and before a byte of the plugin is mapped.
+        Some(wanted) => match sandbox::enter(wanted) {
+            Ok(reached) => Some(reached),
+            Err(error) => return unfit("sandbox", error.to_string()),
+        },
+        None => {
+            limit(load.memory_bytes)?;
+            None
         }
     };
+    if let (Some(wanted), Some(reached)) = (&load.confinement, &reached)
+        && reached.level < wanted.require
+    {
+        let error = SandboxError::TooWeak { reached: reached.clone(), wanted: wanted.require };
+        return unfit("sandbox", error.to_string());
+    }
+    let backend = match become_runner(wire, &load) {
+        Ok(backend) => backend,
+        Err(error) => return unfit(error.code(), error.to_string()),
+    };
     Ear::listen(control, Arc::clone(&backend), Arc::clone(wire))?;
-    let ready = Ready { identity: backend.identity().clone() };
+    let ready = Ready { identity: backend.identity().clone(), reached };
     wire.send(Kind::Ready, 0, &[&serde_json::to_vec(&ready)?])?;
     serve(wire, &*backend)
 }
@@ -76,10 +94,10 @@ fn become_runner(wire: &Arc<Wire>, load: &Load) -> Result<Arc<dyn RunnerBackend>
 
 /// Bounds what hunger can do to the machine; nothing is dumped, since memory holds what the
 /// runner was told.
-fn limit(load: &Load) -> std::io::Result<()> {
+fn limit(memory_bytes: u64) -> std::io::Result<()> {
     let at_most = |bytes| Rlimit { current: Some(bytes), maximum: Some(bytes) };
     setrlimit(Resource::Core, at_most(0))?;
-    setrlimit(Resource::As, at_most(load.memory_bytes))?;
+    setrlimit(Resource::As, at_most(memory_bytes))?;
     Ok(())
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use kairos_plugin_api::adapter::Setup;
 use kairos_plugin_api::manifest::Manifest;
+use serde_json::Value;
 
 use super::channel::Trouble;
 use super::client::Worker;
@@ -14,8 +15,10 @@ use super::process::Process;
 use super::protocol::{Load, LogLine, Ready, Unfit};
 use super::supervisor::Shared;
 use crate::runner::load_error::LoadError;
-use crate::runner::{HostCalls, Isolation};
+use crate::runner::manifest::PluginFile;
+use crate::runner::{HostCalls, Isolation, launch};
 use crate::sys::clock::{Clock, SystemClock};
+use crate::sys::sandbox::{Confinement, Level};
 
 /// Most bytes of address space of a worker: room for a large working set, and far from what would
 /// take a small machine's memory at once.
@@ -37,12 +40,45 @@ pub struct WorkerSpec {
     pub manifest: Manifest,
     /// What instances are made from.
     pub setup: Setup,
-    /// `process` or `sandbox`.
-    pub isolation: Isolation,
-    /// Most bytes of address space, [`MEMORY_BYTES`] unless configured.
+    /// What it may do beyond computing and asking the host: with it the worker confines itself
+    /// before it maps the file (isolation `sandbox`), without it it does not (`process`).
+    pub confinement: Option<Confinement>,
+    /// Most bytes of address space, [`MEMORY_BYTES`] unless configured. A confined worker has the
+    /// limits of its confinement.
     pub memory_bytes: u64,
     /// Takes what the runner logs outside of cycles.
     pub home: Arc<dyn HostCalls>,
+}
+
+impl WorkerSpec {
+    /// A runner of that name and these parameters on a plugin that is kept at `path`, not confined.
+    #[must_use]
+    pub fn process(runner: &str, path: PathBuf, plugin: &PluginFile, params: &Value) -> Self {
+        let params = if params.is_null() { Value::Object(serde_json::Map::new()) } else { params.clone() };
+        Self {
+            runner: runner.to_owned(),
+            path,
+            sha256: plugin.sha256.clone(),
+            manifest: plugin.manifest.clone(),
+            setup: Setup::new(params),
+            confinement: None,
+            memory_bytes: MEMORY_BYTES,
+            home: Arc::new(launch::Home { runner: runner.to_owned() }),
+        }
+    }
+
+    /// As [`WorkerSpec::process`], confined: it may read its own file and nothing else.
+    #[must_use]
+    pub fn sandbox(runner: &str, path: PathBuf, plugin: &PluginFile, params: &Value) -> Self {
+        let confinement = Some(Confinement::runner(Some(&path)));
+        Self { confinement, ..Self::process(runner, path, plugin, params) }
+    }
+
+    /// Which of both.
+    #[must_use]
+    pub fn isolation(&self) -> Isolation {
+        if self.confinement.is_some() { Isolation::Sandbox } else { Isolation::Process }
+    }
 }
 
 /// Starts workers. Clones are the same factory; with the last clone, and the last worker, the
@@ -87,7 +123,7 @@ impl WorkerFactory {
     pub fn start(&self, spec: WorkerSpec) -> Result<Worker, LoadError> {
         let mut process = self.blank()?;
         let ready = self.load(&mut process, &spec)?;
-        Ok(Worker::new(self.clone(), spec, ready.identity, process))
+        Ok(Worker::new(self.clone(), spec, ready, process))
     }
 
     /// A process that has loaded nothing yet.
@@ -114,7 +150,7 @@ impl WorkerFactory {
             sha256: spec.sha256.clone(),
             manifest: spec.manifest.clone(),
             setup: spec.setup.clone(),
-            isolation: spec.isolation,
+            confinement: spec.confinement.clone(),
             memory_bytes: spec.memory_bytes,
         };
         let unfit = |what: &dyn std::fmt::Display| LoadError::NoWorker(what.to_string());
@@ -135,7 +171,10 @@ impl WorkerFactory {
             let unreadable =
                 |error: serde_json::Error| LoadError::Crashed(format!("its worker said {error}"));
             match frame.kind {
-                Kind::Ready => return serde_json::from_slice(&frame.payload).map_err(unreadable),
+                Kind::Ready => {
+                    let ready: Ready = serde_json::from_slice(&frame.payload).map_err(unreadable)?;
+                    return confined(spec, &ready).map(|()| ready);
+                }
                 Kind::Unfit => {
                     let unfit: Unfit = serde_json::from_slice(&frame.payload).map_err(unreadable)?;
                     return Err(LoadError::from_worker(&unfit.code, unfit.message));
@@ -152,4 +191,21 @@ impl WorkerFactory {
             }
         }
     }
+}
+
+/// Says how far a sandbox got, and refuses one that is weaker than was demanded. The worker tells
+/// this before it maps the plugin, so the plugin has no say in it.
+fn confined(spec: &WorkerSpec, ready: &Ready) -> Result<(), LoadError> {
+    let Some(wanted) = &spec.confinement else { return Ok(()) };
+    let reached = ready.reached.as_ref().map_or(Level::None, |reached| reached.level);
+    if reached < wanted.require {
+        let message = format!("the sandbox is {reached}, and {} is demanded", wanted.require);
+        return Err(LoadError::from_worker("sandbox", message));
+    }
+    if reached < Level::Full {
+        let missing = ready.reached.iter().flat_map(|reached| reached.missing());
+        let missing: Vec<String> = missing.map(|layer| format!("{}: {}", layer.name, layer.reason)).collect();
+        tracing::warn!(runner = spec.runner, level = %reached, ?missing, "runner_sandbox_weak");
+    }
+    Ok(())
 }

@@ -8,7 +8,8 @@ use kairos_plugin_api::{CallError, code};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::runner::{Isolation, RunnerError, RunnerIdentity};
+use crate::runner::{RunnerError, RunnerIdentity};
+use crate::sys::sandbox::{Confinement, Reached};
 
 /// What a worker is to become.
 #[derive(Debug, Serialize, Deserialize)]
@@ -22,9 +23,9 @@ pub struct Load {
     pub manifest: Manifest,
     /// What the instance is made from.
     pub setup: Setup,
-    /// `process` or `sandbox`.
-    pub isolation: Isolation,
-    /// Most bytes of address space.
+    /// What it may do; none is not confined.
+    pub confinement: Option<Confinement>,
+    /// Most bytes of address space of a worker that is not confined.
     pub memory_bytes: u64,
 }
 
@@ -33,6 +34,8 @@ pub struct Load {
 pub struct Ready {
     /// Who it is.
     pub identity: RunnerIdentity,
+    /// How far its confinement got, where one was asked for.
+    pub reached: Option<Reached>,
 }
 
 /// Why a plugin could not be loaded.
@@ -89,6 +92,7 @@ pub fn error_to_wire(error: RunnerError) -> CallError {
         RunnerError::Call(error) => error,
         RunnerError::Panic(message) => CallError::new(code::PANIC, message),
         RunnerError::BadReport(message) => CallError::new(code::BAD_REPORT, message),
+        RunnerError::Unavailable(why) => CallError::failed(why),
         RunnerError::Died(death) => CallError::failed(death.to_string()),
     }
 }

@@ -9,7 +9,9 @@ use super::row::{Mandate, Record, micros, time};
 use super::schedules;
 use super::txn::{About, Txn};
 use super::{claim, lines, queue};
-use crate::domain::mandate::{AfterCycle, CycleEnd, CycleStatus, MandateEvent, MandateState, after_cycle};
+use crate::domain::mandate::{
+    AfterCycle, CycleEnd, CycleStatus, MandateEvent, MandateState, RUNNER_DEATH, after_cycle,
+};
 use crate::store::{FinishRequest, Finished};
 
 /// Ends a cycle, see [`crate::store::Store::finish`].
@@ -27,14 +29,19 @@ pub fn finish(txn: &mut Txn<'_>, request: &FinishRequest) -> Res<Finished> {
     ledger::book_some(txn, account, Kind::Claim, request.claimed, request.now)?;
 
     let end = end_of(&mandate, request.end);
-    let after = after_cycle(end, mandate.cycle, mandate.bounds.max_cycles, mandate.errors);
-    mandate.errors = if end == CycleEnd::Error { mandate.errors + 1 } else { 0 };
-    mandate.deaths = 0;
+    let bounds = &mandate.bounds;
+    let after = after_cycle(end, mandate.cycle, bounds.max_cycles, mandate.errors, mandate.deaths);
+    // A death is no answer of the runner: it neither counts as a failure nor makes up for one.
+    (mandate.errors, mandate.deaths) = match end {
+        CycleEnd::Died => (mandate.errors, mandate.deaths + RUNNER_DEATH),
+        CycleEnd::Error => (mandate.errors + 1, 0),
+        _ => (0, 0),
+    };
     mandate.state = mandate.state.next(MandateEvent::CycleEnded(after))?;
     let stopped = (end == CycleEnd::Cancelled).then(|| mandate.reason.take()).flatten();
     mandate.reason =
         stopped.or_else(|| request.reason.clone()).or_else(|| after.reason().map(ToOwned::to_owned));
-    end_cycle(txn, &mandate, request, end.status())?;
+    end_cycle(txn, &mandate, request, end)?;
     let auto_paused = follow(txn, &mut mandate, request, end, after)?;
     mandate.save(txn.conn)?;
 
@@ -69,7 +76,8 @@ fn end_of(mandate: &Mandate, end: CycleEnd) -> CycleEnd {
     }
 }
 
-fn end_cycle(txn: &Txn<'_>, mandate: &Mandate, request: &FinishRequest, status: CycleStatus) -> Res<()> {
+fn end_cycle(txn: &Txn<'_>, mandate: &Mandate, request: &FinishRequest, end: CycleEnd) -> Res<()> {
+    let status = end.status();
     let summary = request.report.as_ref().and_then(|report| report.summary.as_deref());
     txn.exec(
         "UPDATE cycle SET status=?4, ended=?5, summary=?6, error=?7 WHERE mandate=?1 AND cycle=?2 AND attempt=?3",
@@ -86,7 +94,13 @@ fn end_cycle(txn: &Txn<'_>, mandate: &Mandate, request: &FinishRequest, status: 
     let about = About { schedule: mandate.schedule.as_deref(), mandate: Some(&mandate.id) };
     let details = json!({"cycle": mandate.cycle, "attempt": mandate.attempt, "status": status,
         "state": mandate.state, "reason": mandate.reason, "error": request.error});
-    txn.event(request.now, "cycle_finished", about, details)
+    txn.event(request.now, "cycle_finished", about, details)?;
+    if end == CycleEnd::Died {
+        let details = json!({"runner": mandate.runner, "generation": mandate.generation,
+            "cycle": mandate.cycle, "attempt": mandate.attempt, "error": request.error});
+        txn.event(request.now, "runner_died", about, details)?;
+    }
+    Ok(())
 }
 
 /// Closes the plan if the cycle is over, and puts the mandate where it belongs. Gives the schedule
@@ -100,7 +114,12 @@ fn follow(
 ) -> Res<Option<String>> {
     let goes_on = matches!(
         after,
-        AfterCycle::SameCycle | AfterCycle::PauseBudget | AfterCycle::PauseApproval | AfterCycle::Review
+        AfterCycle::SameCycle
+            | AfterCycle::SameCycleAfterDeath
+            | AfterCycle::PauseBudget
+            | AfterCycle::PauseApproval
+            | AfterCycle::Review
+            | AfterCycle::CrashLoop
     );
     if !goes_on {
         let summary = request.report.as_ref().and_then(|report| report.summary.as_deref());
@@ -121,9 +140,12 @@ fn follow(
         }
         AfterCycle::NextCycle | AfterCycle::RetryCycle => mandate.place = Some(queue::back(txn)?),
         // It had its turn already.
-        AfterCycle::SameCycle => mandate.place = Some(queue::front(txn)?),
+        AfterCycle::SameCycle | AfterCycle::SameCycleAfterDeath => mandate.place = Some(queue::front(txn)?),
         AfterCycle::PauseBudget => mandate.parked = Some(request.day.clone()),
-        AfterCycle::PauseCheckpoint | AfterCycle::PauseApproval | AfterCycle::Review => {}
+        AfterCycle::PauseCheckpoint
+        | AfterCycle::PauseApproval
+        | AfterCycle::Review
+        | AfterCycle::CrashLoop => {}
     }
     Ok(None)
 }

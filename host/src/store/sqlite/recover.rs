@@ -7,8 +7,8 @@ use super::fail::Res;
 use super::row::{Mandate, micros};
 use super::txn::{About, Txn};
 use super::{claim, ledger};
-use crate::domain::mandate::{CycleStatus, MandateEvent};
-use crate::store::{CRASH_LOOP_BOOTS, ClaimedCycle, RecoverRequest, Recovered};
+use crate::domain::mandate::{BOOT_DEATH, CRASH_LOOP, CycleStatus, MandateEvent};
+use crate::store::{ClaimedCycle, RecoverRequest, Recovered};
 
 /// Finds the running mandates; must go through the index of open ones.
 pub const RUNNING: &str = "SELECT n FROM mandate WHERE state='running' AND ended IS NULL ORDER BY n";
@@ -20,7 +20,7 @@ pub fn recover(txn: &mut Txn<'_>, request: &RecoverRequest, unclean: bool) -> Re
     for n in txn.all(RUNNING, [], |row| row.get::<_, i64>(0))? {
         let mut mandate = Mandate::load_number(txn.conn, n)?;
         if unclean {
-            mandate.deaths += 1;
+            mandate.deaths += BOOT_DEATH;
         }
         txn.exec(
             "UPDATE cycle SET status=?4, ended=?5 WHERE mandate=?1 AND cycle=?2 AND attempt=?3 AND status IS NULL",
@@ -32,7 +32,7 @@ pub fn recover(txn: &mut Txn<'_>, request: &RecoverRequest, unclean: bool) -> Re
                 micros(request.now),
             ),
         )?;
-        if mandate.deaths >= CRASH_LOOP_BOOTS {
+        if mandate.deaths >= CRASH_LOOP {
             recovered.crash_loops.push(give_to_person(txn, mandate, request)?);
         } else {
             recovered.running.push(go_on(txn, mandate, request)?);

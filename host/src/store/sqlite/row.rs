@@ -152,7 +152,7 @@ pub struct Mandate {
     pub as_of: i64,
     /// Cycles in a row that failed.
     pub errors: u32,
-    /// Boots in a row that died while it ran.
+    /// What the deaths in a row while it ran add up to: of daemons, and of workers.
     pub deaths: u32,
     /// Somebody asked it to stop.
     pub stop: bool,

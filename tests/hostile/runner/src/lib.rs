@@ -6,6 +6,8 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
+mod misdeeds;
+
 use std::time::Duration;
 
 use abi_stable::prefix_type::PrefixTypeTrait;
@@ -35,7 +37,29 @@ impl CycleRunner for Hostile {
     }
 
     fn run_cycle(&self, mandate: &Mandate, ctx: &Context) -> Result<Report, CallError> {
+        let asked = |key: &str| mandate.params.get(key).and_then(Value::as_bool) == Some(true);
+        if asked("phase") {
+            ctx.phase("act")?;
+        }
+        if asked("pay") {
+            ctx.llm(&LlmRequest::user("?"))?;
+        }
+        if asked("once") && mandate.attempt > 1 {
+            return Ok(Report::ok());
+        }
         match mandate.params.get("fault").and_then(Value::as_str).unwrap_or("") {
+            "huge" => return Ok(Report { summary: Some("x".repeat(9 << 20)), ..Report::ok() }),
+            "print" => misdeeds::flood()?,
+            "children" => misdeeds::leave_children(ctx)?,
+            "threads" => misdeeds::call_from_many_threads(ctx),
+            "segv" => misdeeds::touch_nothing(),
+            "abort" => std::process::abort(),
+            "exit" => std::process::exit(7),
+            "overflow" => drop(misdeeds::dig(1)),
+            "loop" => misdeeds::spin(),
+            "hunger" => misdeeds::eat(),
+            "hang_up" => misdeeds::hang_up(),
+            "forge" => misdeeds::forge(mandate.params.get("bytes").and_then(Value::as_str).unwrap_or("")),
             "payload" => std::panic::panic_any(Bomb),
             "unwrap" => drop(ctx.llm(&LlmRequest::user("?")).expect("an answer")),
             "swallow" => drop(ctx.llm(&LlmRequest::user("?"))),

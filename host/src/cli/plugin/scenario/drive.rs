@@ -282,6 +282,7 @@ fn to_call_error(error: RunnerError) -> CallError {
         RunnerError::Call(error) => error,
         RunnerError::Panic(message) => CallError::new(code::PANIC, message),
         RunnerError::BadReport(message) => CallError::new(code::BAD_REPORT, message),
+        RunnerError::Unavailable(why) => CallError::new(DIED, why),
         RunnerError::Died(death) => CallError::new(DIED, death.to_string()),
     }
 }
