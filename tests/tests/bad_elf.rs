@@ -64,6 +64,7 @@ fn manifests_that_cannot_be_believed_are_refused() {
         (format!(r#""schema":1,{plain}"#).replace("\"a\"", "\"../a\""), "name"),
         (format!(r#""schema":1,{plain},"name":"b""#), "duplicate field"),
         (format!(r#""schema":1,{plain},"states":["{}"]"#, "s".repeat(300)), "too long"),
+        (format!(r#""schema":1,{plain},"abi":"co\u0007bol""#), "plain text"),
         (format!(r#""schema":1,{plain},"phases":"yes""#), "boolean"),
     ] {
         let bytes = hostile_bytes(&[&claim(&text)]);

@@ -29,8 +29,11 @@ fn load(root: &Path, isolation: Isolation, workers: WorkerFactory) -> Result<(),
     Runners::load(vec![config], launcher(root, workers)).current("bad").map(|_| ())
 }
 
+/// It says that it is in C and has no entry of a plugin in C.
+const CLAIMS_C: &str = r#"CLAIM="schema":1,"name":"hostile","version":"1.0.0","api":"1.0.0","abi":"c""#;
+
 /// What a constructor does, the code of it and a word of its message.
-const FAULTS: [(&[&str], &str, &str); 8] = [
+const FAULTS: [(&[&str], &str, &str); 9] = [
     (&["CONSTRUCTOR", "DO_ABORT"], "crashed", "SIGABRT"),
     (&["CONSTRUCTOR", "DO_SEGFAULT"], "crashed", "SIGSEGV"),
     (&["CONSTRUCTOR", "DO_KILL"], "crashed", "SIGKILL"),
@@ -38,6 +41,7 @@ const FAULTS: [(&[&str], &str, &str); 8] = [
     (&["CONSTRUCTOR", "DO_QUICK_EXIT"], "crashed", "7"),
     (&["CONSTRUCTOR", "DO_GARBAGE"], "crashed", ""),
     (&["CONSTRUCTOR", "DO_FLOOD"], "not_a_runner", "exports no runner"),
+    (&[CLAIMS_C], "not_a_runner", "exports no runner"),
     (&["UNDEFINED"], "load_failed", "nobody_defines_this"),
 ];
 
@@ -109,6 +113,38 @@ fn an_untrusted_file_is_never_run_unconfined() {
     let launcher = launcher(root.path(), WorkerFactory::new(kairos()).unwrap()).trusting(policy);
     let generation = Runners::load(vec![config], launcher).current("good").unwrap();
     generation.start(Mandate::new("m", "g"), Arc::new(FakeHost::new())).blocking_recv().unwrap().unwrap();
+}
+
+#[test]
+fn what_spoke_for_a_file_speaks_for_its_kept_copy_when_the_file_is_gone() {
+    let root = tempfile::tempdir().unwrap();
+    let bin = root.path().join("bin");
+    fs::create_dir(&bin).unwrap();
+    fs::copy(plugin("stub"), bin.join("libmine.so")).unwrap();
+    let search = SearchPath::new(root.path(), Some(&bin), None);
+    let store = PluginStore::new(root.path().join("store"));
+    let workers = WorkerFactory::new(kairos()).unwrap();
+    let runners = || {
+        let launcher = Launcher::with_workers(search.clone(), store.clone(), workers.clone())
+            .trusting(TrustPolicy::new(root.path().join("trust.json"), &search));
+        let process = Some(Isolation::Process);
+        Runners::load(
+            vec![RunnerConfig { isolation: process, ..RunnerConfig::new("mine", "mine") }],
+            launcher,
+        )
+    };
+    let began = runners().current("mine").unwrap().identity().generation.clone();
+    fs::remove_file(bin.join("libmine.so")).unwrap();
+    // A copy of it that nothing speaks for does not make the kept one worse.
+    fs::create_dir_all(root.path().join(".kairos/plugins")).unwrap();
+    fs::copy(plugin("stub"), root.path().join(".kairos/plugins/libmine.so")).unwrap();
+    let later = runners();
+    assert_eq!(later.current("mine").unwrap_err().code(), "untrusted");
+    let generation = later.pinned("mine", &began).unwrap();
+    generation.start(Mandate::new("m", "g"), Arc::new(FakeHost::new())).blocking_recv().unwrap().unwrap();
+    // What was kept to speak for it is gone: nothing does.
+    fs::remove_file(root.path().join(format!("store/{began}.json"))).unwrap();
+    assert_eq!(runners().pinned("mine", &began).unwrap_err().code(), "untrusted");
 }
 
 /// The code of what is wrong with the runner `bad`, as the daemon sees it.

@@ -61,6 +61,8 @@ fn contents_that_are_no_plugin_have_their_own_codes() {
     assert_eq!(code_of(b""), "empty");
     assert_eq!(code_of(b"#!/bin/sh\necho hello\n"), "not_elf");
     assert_eq!(code_of(&[0; 4096]), "not_elf");
+    // An archive, which is what an rlib is.
+    assert_eq!(code_of(b"!<arch>\nlib.rmeta/      0           0     0     644     8         `\n"), "not_elf");
     assert_eq!(code_of(b"\x7fELF"), "truncated");
     let mut other_machine = stub_bytes();
     other_machine[18] ^= 0xff;
