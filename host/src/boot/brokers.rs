@@ -6,26 +6,31 @@ use chrono::{DateTime, Utc};
 
 use crate::broker::Broker;
 use crate::broker::stop::StopSignal;
+use crate::broker::tools::process::Live;
 use crate::daemon::dispatch::ports::{OpenServices, Services};
 use crate::store::ClaimedCycle;
 
 /// See the module.
-pub struct Brokers(RwLock<Arc<Broker>>);
+pub struct Brokers {
+    current: RwLock<Arc<Broker>>,
+    /// Programs that run for cycles, whichever broker started them.
+    pub live: Arc<Live>,
+}
 
 impl Brokers {
     /// Begins with this one.
     #[must_use]
-    pub fn new(broker: Arc<Broker>) -> Self {
-        Self(RwLock::new(broker))
+    pub fn new(broker: Arc<Broker>, live: Arc<Live>) -> Self {
+        Self { current: RwLock::new(broker), live }
     }
 
     /// From now on new cycles get this one.
     pub fn set(&self, broker: Arc<Broker>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = broker;
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = broker;
     }
 
     fn current(&self) -> Arc<Broker> {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

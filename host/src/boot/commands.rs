@@ -12,7 +12,9 @@ use crate::boot::settings::Settings;
 use crate::broker::llm::Price;
 use crate::broker::policy;
 use crate::broker::tools::process::preset::Preset;
-use crate::broker::tools::process::{CommandSpec, Grant, Input, Pass, ProcessRun, Secret, Start, unconfined};
+use crate::broker::tools::process::{
+    CommandSpec, Grant, Input, Live, Pass, ProcessRun, Secret, Start, unconfined,
+};
 use crate::config::commands::{CommandConfig, InputWord, PresetWord, PromptWord};
 use crate::config::llm::SecretSource;
 use crate::config::{Env, Paths};
@@ -28,10 +30,10 @@ const THIS_PROGRAM: &str = "/proc/self/exe";
 const SECRET_FILE_MAX: u64 = 64 << 10;
 
 /// Builds the tool.
-pub fn build(settings: &Settings, env: &Env, clock: &Arc<dyn Clock>) -> ProcessRun {
+pub fn build(settings: &Settings, env: &Env, clock: &Arc<dyn Clock>, live: &Arc<Live>) -> ProcessRun {
     let commands = settings.config.commands.iter();
     let commands = commands.map(|(name, command)| spec(name, command, settings, env)).collect();
-    ProcessRun::new(commands, Arc::new(confined), Arc::clone(clock))
+    ProcessRun::new(commands, Arc::new(confined), Arc::clone(clock), Arc::clone(live))
 }
 
 /// Where programs get directories for their temporary files.

@@ -24,6 +24,7 @@ use crate::attach::{self, ControlPlane, SocketServer};
 use crate::boot::settings::Settings;
 use crate::broker::Broker;
 use crate::broker::policy::Policy;
+use crate::broker::tools::process::Live;
 use crate::broker::tools::{Tools, Workspace};
 use crate::config::{DaemonConfig, Env, Paths, WalOnError};
 use crate::daemon::chronos::{Chronos, ScheduleSet, Seams};
@@ -100,7 +101,9 @@ impl Daemon {
         let (store, recovered) = open(&settings, &log, started, daemon).await?;
         let shared: Arc<dyn Store> = Arc::new(store.clone());
         let wallet = Arc::new(wallet(&settings)?);
-        let brokers = Arc::new(Brokers::new(broker(&settings, &env, &shared, &clock, &entropy, &wallet)?));
+        let live = Arc::new(Live::default());
+        let broker = broker(&settings, &env, &shared, &clock, &entropy, &wallet, &live)?;
+        let brokers = Arc::new(Brokers::new(broker, live));
         let runners = Arc::new(runners(&settings, &env, daemon).await?);
         let chronos = Arc::new(Chronos::new(Seams {
             store: Arc::clone(&shared),
@@ -206,6 +209,7 @@ impl Daemon {
         let beats = tokio::spawn(heartbeat.run(office.pulse(), interval, phase));
         let background = background::start(&office);
         let end = lifecycle.run(signals).await;
+        office.end_programs();
         if matches!(end, End::SecondSignal) {
             return Ok(end);
         }
@@ -368,10 +372,11 @@ fn broker(
     clock: &Arc<dyn Clock>,
     entropy: &Arc<dyn Entropy>,
     wallet: &Arc<Wallet>,
+    live: &Arc<Live>,
 ) -> anyhow::Result<Arc<Broker>> {
     let (wallet, time) = (Arc::clone(wallet), Arc::clone(clock));
     let mut tools = Tools::builtin(&Workspace::open(&settings.paths.root)?);
-    tools.add(Arc::new(commands::build(settings, env, clock)));
+    tools.add(Arc::new(commands::build(settings, env, clock, live)));
     Ok(Arc::new(Broker {
         store: Arc::clone(store),
         clock: Arc::clone(clock),

@@ -219,6 +219,11 @@ impl Office {
         done
     }
 
+    /// Ends programs that still run for cycles which the daemon gave up.
+    pub fn end_programs(&self) {
+        self.parts.brokers.live.end_all();
+    }
+
     /// Puts a new configuration in force, all of it that can be.
     async fn apply(&self, settings: &Settings) -> anyhow::Result<(Vec<String>, Vec<String>)> {
         let parts = &self.parts;
@@ -226,7 +231,15 @@ impl Office {
         let zone = settings.zones.get(&config.budget.timezone)?;
         let store: Arc<dyn Store> = Arc::new(parts.store.clone());
         // Whatever can fail comes before anything is changed.
-        let broker = broker(settings, &parts.env, &store, &parts.clock, &parts.entropy, &parts.wallet)?;
+        let broker = broker(
+            settings,
+            &parts.env,
+            &store,
+            &parts.clock,
+            &parts.entropy,
+            &parts.wallet,
+            &parts.brokers.live,
+        )?;
         let diff = DaemonConfig::diff(&self.config(), config);
         parts.wallet.set(Some(limits(config)), zone);
         parts.brokers.set(broker);

@@ -7,10 +7,19 @@ use std::time::Duration;
 
 use crate::sys::clock::Clock;
 
+/// How urgently.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Asked {
+    #[default]
+    No,
+    WindDown,
+    Now,
+}
+
 /// Asks one cycle to end. Shared by whoever stops and by the services that wait.
 #[derive(Debug, Default)]
 pub struct StopSignal {
-    asked: Mutex<bool>,
+    asked: Mutex<Asked>,
     wake: Condvar,
 }
 
@@ -23,14 +32,29 @@ impl StopSignal {
 
     /// Asks the cycle to end; wakes what waits for it. Doing it again changes nothing.
     pub fn stop(&self) {
-        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.ask(Asked::Now);
+    }
+
+    /// Asks the cycle to end, but lets an effect come to its end that would be lost otherwise: there
+    /// is time, and somebody else who watches it.
+    pub fn wind_down(&self) {
+        self.ask(Asked::WindDown);
+    }
+
+    fn ask(&self, how: Asked) {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        *asked = how.max(*asked);
         self.wake.notify_all();
+    }
+
+    fn is_urgent(&self) -> bool {
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) == Asked::Now
     }
 
     /// True once somebody asked.
     #[must_use]
     pub fn is_stopped(&self) -> bool {
-        *self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) > Asked::No
     }
 
     /// Waits until somebody asks, `limit` of real time at most; true when somebody did.
@@ -39,9 +63,9 @@ impl StopSignal {
         let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         let (asked, _) = self
             .wake
-            .wait_timeout_while(asked, limit, |asked| !*asked)
+            .wait_timeout_while(asked, limit, |asked| *asked == Asked::No)
             .unwrap_or_else(PoisonError::into_inner);
-        *asked
+        *asked > Asked::No
     }
 }
 
@@ -73,7 +97,15 @@ impl<'a> Patience<'a> {
     /// # Errors
     /// Why it should.
     pub fn check(&self) -> Result<(), Interrupt> {
-        if self.stop.is_stopped() {
+        if self.stop.is_stopped() { Err(Interrupt::Stopped) } else { self.check_urgent() }
+    }
+
+    /// Whether an effect should be given up whose result would be lost by that.
+    ///
+    /// # Errors
+    /// Why it should.
+    pub fn check_urgent(&self) -> Result<(), Interrupt> {
+        if self.stop.is_urgent() {
             Err(Interrupt::Stopped)
         } else if self.until.is_some_and(|until| self.clock.monotonic() >= until) {
             Err(Interrupt::Deadline)
@@ -123,5 +155,17 @@ mod tests {
         assert_eq!(patience.wait(hour), Err(Interrupt::Stopped));
         thread.join().unwrap();
         assert_eq!(patience.check(), Err(Interrupt::Stopped));
+    }
+
+    #[test]
+    fn winding_down_ends_what_waits_and_lets_the_rest_finish() {
+        let (clock, stop) = (SystemClock::default(), StopSignal::new());
+        let patience = Patience::new(&stop, &clock, None);
+        stop.wind_down();
+        assert!(stop.is_stopped() && stop.wait(Duration::from_secs(3600)));
+        assert_eq!((patience.check(), patience.check_urgent()), (Err(Interrupt::Stopped), Ok(())));
+        stop.stop();
+        stop.wind_down();
+        assert_eq!(patience.check_urgent(), Err(Interrupt::Stopped), "it is never taken back");
     }
 }

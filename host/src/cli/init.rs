@@ -94,6 +94,17 @@ runners:
   stub: {plugin: stub, isolation: in_process, deadline: 1m}
   # Observes, orients, decides, acts and reflects with a language model.
   cognitive: {plugin: cognitive-loop, isolation: in_process, deadline: 10m}
+  # Runs a program of `commands` below, an agent of the command line for example.
+  # agent: {plugin: command, deadline: 15m, params: {command: claude}}
+
+# Programs that runners with the plugin `command` run as cycles.
+# commands:
+#   claude:
+#     argv: [claude, -p, --output-format, json]
+#     preset: claude
+#     network: true
+#     secrets: {ANTHROPIC_API_KEY: {env: ANTHROPIC_API_KEY}}
+#     max_cost_usd: 0.5
 
 llm:
   default: canned
@@ -176,7 +187,10 @@ mod tests {
         for (path, text) in [(&paths.schedules_yml, SCHEDULES), (&paths.daemon_yml, DAEMON)] {
             let example = |line: &str| {
                 let rest = line.trim_start().strip_prefix("# ")?;
-                let code = rest.starts_with("- ") || rest.starts_with("  ") || rest == "claude:";
+                let code = rest.starts_with("- ")
+                    || rest.starts_with("  ")
+                    || rest == "claude:"
+                    || rest == "commands:";
                 code.then(|| format!("{}{rest}\n", &line[..line.len() - line.trim_start().len()]))
             };
             let uncommented: String =

@@ -60,7 +60,13 @@ impl Running {
     /// Asks it to end, for the reasons that `mark` sets.
     pub(super) fn stop(&self, mark: impl FnOnce(&mut Stops)) {
         self.stops.send_modify(mark);
-        self.signal.stop();
+        let Stops { shutdown: _, cancel, deadline, abandon } = self.stops();
+        if cancel || deadline || abandon {
+            self.signal.stop();
+        } else {
+            // A drain has time; an agent's run that was paid for may come to its end.
+            self.signal.wind_down();
+        }
     }
 
     pub(super) fn stops(&self) -> Stops {

@@ -200,7 +200,7 @@ impl<'i> Run<'i> {
     }
 
     fn reason(&self, passed: Duration, patience: &Patience<'_>) -> Cause {
-        if let Err(why) = patience.check() {
+        if let Err(why) = patience.check_urgent() {
             Cause::Interrupt(why)
         } else if self.stdout.bytes + self.stderr.bytes > self.bounds.output {
             Cause::Output

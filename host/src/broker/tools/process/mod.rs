@@ -10,11 +10,11 @@ mod leftovers;
 pub mod preset;
 mod text;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use kairos_plugin_api::{ToolReply, Usage};
@@ -123,6 +123,37 @@ pub struct ProcessRun {
     commands: BTreeMap<String, CommandSpec>,
     confine: Confine,
     clock: Arc<dyn Clock>,
+    live: Arc<Live>,
+}
+
+/// The steps whose programs run now, so that a daemon that ends can take them along.
+#[derive(Debug, Default)]
+pub struct Live(Mutex<BTreeSet<String>>);
+
+impl Live {
+    /// Kills every program that still runs, with all its children.
+    pub fn end_all(&self) {
+        let keys = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for key in keys {
+            tracing::warn!(key, ended = leftovers::end(&key), "process_run_ended_with_the_daemon");
+        }
+    }
+
+    fn enter(&self, key: &str) -> Running<'_> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key.to_owned());
+        Running { live: self, key: key.to_owned() }
+    }
+}
+
+struct Running<'a> {
+    live: &'a Live,
+    key: String,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.live.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+    }
 }
 
 /// Makes the command that starts a program within a grant, with no environment but what that needs.
@@ -161,9 +192,9 @@ struct Args {
 impl ProcessRun {
     /// Serves these programs.
     #[must_use]
-    pub fn new(commands: Vec<CommandSpec>, confine: Confine, clock: Arc<dyn Clock>) -> Self {
+    pub fn new(commands: Vec<CommandSpec>, confine: Confine, clock: Arc<dyn Clock>, live: Arc<Live>) -> Self {
         let commands = commands.into_iter().map(|spec| (spec.name.clone(), spec)).collect();
-        Self { commands, confine, clock }
+        Self { commands, confine, clock, live }
     }
 
     fn find(&self, args: &Args) -> Result<&CommandSpec, Refusal> {
@@ -303,6 +334,7 @@ impl ProcessRun {
             goes_on
         };
         let bounds = Bounds { time: time(spec, course), grace: spec.grace, output: spec.max_output };
+        let _running = self.live.enter(course.key);
         let ran = child::run(
             &mut prepared.command,
             &prepared.stdin,

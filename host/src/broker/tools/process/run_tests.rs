@@ -4,7 +4,6 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::sync::Mutex;
 use std::time::Instant;
 
 use super::*;
@@ -67,7 +66,8 @@ impl Bench {
 
     fn tool(&self) -> ProcessRun {
         let clock = Arc::new(SystemClock::default());
-        ProcessRun::new(vec![self.spec.clone()], Arc::new(|start: &Start<'_>| Ok(unconfined(start))), clock)
+        let confine = Arc::new(|start: &Start<'_>| Ok(unconfined(start)));
+        ProcessRun::new(vec![self.spec.clone()], confine, clock, Arc::default())
     }
 
     fn run(&self) -> Result<Done, Undone> {

@@ -39,8 +39,15 @@ pub(super) fn line(reading: &mut Reading, line: &str, tell: &mut dyn FnMut(Told<
     }
 }
 
+/// How the lines begin that are about aider itself and not about its work.
+const ABOUT_ITSELF: [&str; 8] =
+    ["Aider v", "Main model:", "Model:", "Weak model:", "Editor model:", "Git repo:", "Repo-map:", "Tokens:"];
+
 /// aider ends well even when its model could not be reached.
 pub(super) fn end(reading: &mut Reading, whole: &str) {
+    let own = |line: &&str| !ABOUT_ITSELF.iter().any(|start| line.trim_start().starts_with(start));
+    let work: Vec<&str> = whole.lines().filter(own).collect();
+    reading.say(work.join("\n").trim());
     if reading.is_final {
         return;
     }

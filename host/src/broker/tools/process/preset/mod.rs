@@ -100,11 +100,9 @@ impl Preset {
     pub fn end(self, reading: &mut Reading, whole: &str, exit: Option<i32>) {
         match self {
             Self::Goose if !reading.ended => goose::document(reading, whole),
-            Self::Plain | Self::Aider => reading.say(cut_end(whole.trim(), TEXT_MAX)),
+            Self::Plain => reading.say(whole.trim()),
+            Self::Aider => aider::end(reading, whole),
             _ => {}
-        }
-        if self == Self::Aider {
-            aider::end(reading, whole);
         }
         let says = matches!(self, Self::Claude | Self::Codex | Self::Goose);
         if says && !reading.ended && exit == Some(0) && reading.failure.is_none() {
