@@ -37,6 +37,10 @@ pub struct Manifest {
     /// Schemas of state it writes (the first) and reads.
     #[serde(default)]
     pub states: Vec<String>,
+    /// Files of the root that it wants in a sandbox: `read:docs`, `write:out/today`; `.` is
+    /// whatever the operator grants.
+    #[serde(default)]
+    pub files: Vec<String>,
 }
 
 fn rust() -> String {
@@ -58,13 +62,15 @@ pub struct Facts {
     pub capabilities: &'static [&'static str],
     /// See [`Manifest::states`].
     pub states: &'static [&'static str],
+    /// See [`Manifest::files`].
+    pub files: &'static [&'static str],
 }
 
 impl Facts {
     /// A manifest that asks for nothing.
     #[must_use]
     pub const fn new(name: &'static str, version: &'static str, panic: &'static str) -> Self {
-        Self { name, version, panic, phases: false, capabilities: &[], states: &[] }
+        Self { name, version, panic, phases: false, capabilities: &[], states: &[], files: &[] }
     }
 
     /// How long the JSON is.
@@ -99,6 +105,8 @@ impl Facts {
         out.list(self.capabilities);
         out.raw(",\"states\":");
         out.list(self.states);
+        out.raw(",\"files\":");
+        out.list(self.files);
         out.raw("}");
         out
     }
@@ -160,6 +168,7 @@ mod tests {
             phases: true,
             capabilities: &["llm", "tool:fs.read"],
             states: &["notes/1"],
+            files: &["read:docs"],
             ..Facts::new("a-b", "1.2.3", "unwind")
         };
         static BYTES: [u8; FACTS.json_len()] = FACTS.json();
@@ -170,5 +179,6 @@ mod tests {
         assert!(manifest.phases && manifest.abi == "rust");
         assert_eq!(manifest.capabilities, ["llm", "tool:fs.read"]);
         assert_eq!(manifest.states, ["notes/1"]);
+        assert_eq!(manifest.files, ["read:docs"]);
     }
 }

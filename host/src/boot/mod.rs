@@ -414,6 +414,8 @@ fn runner_configs(config: &DaemonConfig) -> Vec<RunnerConfig> {
             isolation: runner.isolation.map(isolation),
             deadline: Some(runner.deadline),
             params: runner.params.clone().into(),
+            grants: runner.grants.clone(),
+            require: config.sandbox_require,
             ..RunnerConfig::new(name, &runner.plugin)
         })
         .collect()

@@ -28,6 +28,7 @@ use crate::runner::Runners;
 use crate::store::{DayTotals, SqliteStore, Store, views};
 use crate::sys::clock::Clock;
 use crate::sys::entropy::Entropy;
+use crate::sys::sandbox::Reached;
 use crate::wal::Wal;
 
 /// Schedules beyond which `chronos_state.yml` is not published.
@@ -299,6 +300,11 @@ impl Source for Office {
         let zones = self.parts.settings.zones.data();
         let state = if self.parts.daemon { phase.as_str() } else { Phase::Stopped.as_str() };
         let quarantined: Vec<String> = lock(&self.quarantined).iter().map(|bad| bad.name.clone()).collect();
+        let slots = self.parts.runners.status();
+        let sandboxes: serde_json::Map<String, Value> = slots
+            .iter()
+            .filter_map(|slot| Some((slot.name.clone(), json!(slot.sandbox.as_ref()?.level))))
+            .collect();
         json!({
             "state": state,
             "pid": self.parts.daemon.then(std::process::id),
@@ -311,6 +317,7 @@ impl Source for Office {
             "queue_depth": beat.queue_depth,
             "active_mandate_id": beat.active_mandate_id,
             "active_mandate_ids": beat.active_mandate_ids,
+            "sandbox": sandboxes,
             "last_cycle_at": beat.last_cycle_at.map(time),
             "version": env!("CARGO_PKG_VERSION"),
             "root": self.parts.settings.paths.root.display().to_string(),
@@ -381,12 +388,13 @@ impl Source for Office {
                     "runner": name,
                     "plugin": runner.plugin,
                     "isolation": isolation,
-                    "sandbox": slot.and_then(|slot| slot.sandbox),
                     "name": identity.map(|identity| &identity.name),
                     "version": identity.map(|identity| &identity.version),
                     "abi": identity.map(|identity| &identity.abi),
                     "generation": identity.map(|identity| &identity.generation),
                     "state": state,
+                    "sandbox": slot.and_then(|slot| slot.sandbox.as_ref()).map(|reached| reached.level),
+                    "sandbox_missing": slot.and_then(|slot| slot.sandbox.as_ref()).map(missing),
                     "code": error.map(|error| error.code),
                     "code": error.map(|error| error.code),
                     "reason": error.map(|error| &error.message),
@@ -406,6 +414,12 @@ impl Source for Office {
     fn prune(&self, before: DateTime<Utc>, dry_run: bool) -> crate::store::Result<Value> {
         Ok(json!(self.parts.store.prune(before, dry_run, &mut |_, _| {})?))
     }
+}
+
+/// The layers that a sandbox does without, with the reasons.
+fn missing(reached: &Reached) -> Value {
+    let layers = reached.missing().map(|layer| json!({"layer": layer.name, "reason": layer.reason}));
+    layers.collect()
 }
 
 fn next_of(chronos: &Chronos, name: &str, now: DateTime<Utc>) -> Option<DateTime<Utc>> {

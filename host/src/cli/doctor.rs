@@ -16,6 +16,7 @@ use crate::runner::trust::list::TrustList;
 use crate::store::SqliteStore;
 use crate::sys::files;
 use crate::sys::lock::{self, FileSystemKind};
+use crate::sys::sandbox::{self, Level, Reached, SandboxError};
 
 /// Less free space than this is a failure: the store could not take a day's work.
 const SPACE_NEEDED: u64 = 64 << 20;
@@ -61,7 +62,9 @@ fn bad(name: &'static str, verdict: Verdict, message: impl Into<String>, remedy:
 /// # Errors
 /// Exit 1 when a check failed.
 pub fn run(world: &World<'_>, search: &SearchPath, style: Style) -> anyhow::Result<()> {
-    let checks = checks(world, search);
+    let mut checks = checks(world, search);
+    // By this very program; the checks above also run where it is another.
+    checks.push(sandbox(sandbox::probe(Path::new("/proc/self/exe")), &check_all(world)));
     let failed = checks.iter().filter(|check| check.verdict == Verdict::Fail).count();
     let value = json!({"ok": failed == 0, "checks": checks});
     emit(style, &value, |_| {
@@ -253,6 +256,26 @@ fn trust(world: &World<'_>) -> Check {
     }
 }
 
+fn sandbox(probed: Result<Reached, SandboxError>, checked: &Checked) -> Check {
+    const REMEDY: &str =
+        "a kernel of 6.12 or newer, with Landlock enabled and user namespaces for everybody, has all of it";
+    let reached = match probed {
+        Ok(reached) => reached,
+        Err(error) => {
+            return bad("sandbox", Verdict::Fail, error.to_string(), "start it from where it is installed");
+        }
+    };
+    let required = checked.daemon.as_ref().map_or(Level::Partial, |daemon| daemon.sandbox_require);
+    match reached.level {
+        Level::Full => ok("sandbox", "full: every layer is in force"),
+        level if level >= required => bad("sandbox", Verdict::Warn, reached.to_string(), REMEDY),
+        _ => {
+            let message = format!("{reached}; {required} is required, so no runner starts in a sandbox");
+            bad("sandbox", Verdict::Fail, message, REMEDY)
+        }
+    }
+}
+
 fn socket(world: &World<'_>) -> Check {
     let path = world.paths.socket(world.env);
     if path.starts_with(&world.paths.run) {
@@ -322,6 +345,34 @@ mod tests {
         let checks = look(&paths);
         assert_eq!(failed(&checks), [] as [&str; 0], "{checks:#?}");
         assert!(checks.iter().any(|check| check.name == "zones" && check.message.contains("20")));
+    }
+
+    #[test]
+    fn a_sandbox_below_what_is_required_fails_and_a_lesser_one_warns() {
+        use crate::sys::sandbox::{Layer, layer};
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new(dir.path());
+        std::fs::create_dir_all(&paths.config).unwrap();
+        let (env, zones) = (Env::default(), Zones::bundled());
+        let now = chrono::DateTime::from_timestamp(1_795_000_000, 0).unwrap();
+        let world = World { paths: &paths, env: &env, zones: &zones, now };
+        let layers = |scopes: bool, files: bool| {
+            let layer =
+                |name: &str, in_force| Layer { name: name.to_owned(), in_force, reason: "why".to_owned() };
+            Ok(Reached::of(vec![
+                layer(layer::NO_NEW_PRIVS, true),
+                layer(layer::FILES, files),
+                layer(layer::SCOPES, scopes),
+                layer(layer::SYSTEM_CALLS, true),
+            ]))
+        };
+        let verdict = |scopes, files| sandbox(layers(scopes, files), &check_all(&world)).verdict;
+        assert_eq!(
+            [verdict(true, true), verdict(false, true), verdict(true, false)],
+            [Verdict::Ok, Verdict::Warn, Verdict::Fail]
+        );
+        std::fs::write(&paths.daemon_yml, "sandbox: {require: full}").unwrap();
+        assert_eq!(verdict(false, true), Verdict::Fail);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::llm::{self, LlmConfig, ToolsConfig};
 use super::reader::{Context, Effective, MapReader, Override, nothing_secret};
 use super::report::{Report, nearest};
 use super::yaml::{self, Node};
+use crate::sys::sandbox::{Grants, Level, refusal};
 use crate::sys::zones::{ZoneError, Zones};
 
 /// Larger daemon.yml files are refused.
@@ -51,6 +52,8 @@ pub struct DaemonConfig {
     pub attach: AttachConfig,
     /// The runner of schedules and mandates that name none.
     pub default_runner: String,
+    /// The weakest sandbox in which a runner still starts.
+    pub sandbox_require: Level,
     /// Runners by name.
     pub runners: BTreeMap<String, RunnerConfig>,
     /// Programs that runners may ask for, by name.
@@ -116,6 +119,8 @@ pub struct RunnerConfig {
     pub deadline: Duration,
     /// Parameters for every mandate; those of the mandate win.
     pub params: Map<String, Value>,
+    /// Files of the root, as written, that it can have in a sandbox if it asks for them.
+    pub grants: Grants,
 }
 
 /// Where a runner's code runs.
@@ -205,7 +210,12 @@ impl DaemonConfig {
         store.finish(ctx);
         let wal = read_wal(&mut top, ctx);
         let attach = read_attach(&mut top, ctx);
-        let (default_runner, runners) = read_runners(&mut top, ctx);
+        let mut sandbox = top.map("sandbox", ctx);
+        let levels = [("partial", Level::Partial), ("full", Level::Full)];
+        let sandbox_require = sandbox.choice("require", ctx, Level::Partial, &levels);
+        sandbox.finish(ctx);
+        let kept = [Path::new(pid_path.as_deref().unwrap_or_default()), &wal.dir];
+        let (default_runner, runners) = read_runners(&mut top, ctx, &kept);
         let commands = commands::read(&mut top, ctx, &runners, &budget);
         let llm = llm::read_llm(&mut top, ctx);
         let tools = llm::read_tools(&mut top, ctx);
@@ -222,6 +232,7 @@ impl DaemonConfig {
             wal,
             attach,
             default_runner,
+            sandbox_require,
             runners,
             commands,
             llm,
@@ -354,17 +365,21 @@ fn read_attach(top: &mut MapReader<'_>, ctx: &mut Context<'_>) -> AttachConfig {
     AttachConfig { host, port: u16::try_from(port).expect("the range of the key is that of a port") }
 }
 
-fn read_runners(top: &mut MapReader<'_>, ctx: &mut Context<'_>) -> (String, BTreeMap<String, RunnerConfig>) {
+fn read_runners(
+    top: &mut MapReader<'_>,
+    ctx: &mut Context<'_>,
+    kept: &[&Path],
+) -> (String, BTreeMap<String, RunnerConfig>) {
     let at = top.node("default_runner").map(|node| node.span);
     let mut runners: BTreeMap<String, RunnerConfig> = BTreeMap::new();
     let mut first = None;
     for (name, map) in top.named("runners", ctx) {
         first.get_or_insert_with(|| name.to_owned());
-        runners.insert(name.to_owned(), read_runner(map, name, ctx));
+        runners.insert(name.to_owned(), read_runner(map, name, ctx, kept));
     }
     if runners.is_empty() {
         let map = MapReader::new(format!("runners.{COGNITIVE}"), None, ctx);
-        runners.insert(COGNITIVE.to_owned(), read_runner(map, "cognitive-loop", ctx));
+        runners.insert(COGNITIVE.to_owned(), read_runner(map, "cognitive-loop", ctx, kept));
     }
     let usual =
         if runners.contains_key(COGNITIVE) { COGNITIVE.to_owned() } else { first.unwrap_or_default() };
@@ -389,15 +404,34 @@ fn read_runners(top: &mut MapReader<'_>, ctx: &mut Context<'_>) -> (String, BTre
     (default, runners)
 }
 
-fn read_runner(mut map: MapReader<'_>, plugin: &str, ctx: &mut Context<'_>) -> RunnerConfig {
+fn read_runner(mut map: MapReader<'_>, plugin: &str, ctx: &mut Context<'_>, kept: &[&Path]) -> RunnerConfig {
     let runner = RunnerConfig {
         plugin: map.text("plugin", ctx, Some(plugin)).unwrap_or_default(),
         isolation: map.opt_choice("isolation", ctx, &Isolation::WORDS),
         deadline: map.duration("deadline", ctx, 10 * MINUTE, SECOND / 10..=7 * DAY),
         params: map.json_map("params", ctx, nothing_secret),
+        grants: read_grants(&mut map, ctx, kept),
     };
     map.finish(ctx);
     runner
+}
+
+fn read_grants(runner: &mut MapReader<'_>, ctx: &mut Context<'_>, kept: &[&Path]) -> Grants {
+    let mut map = runner.map("grants", ctx);
+    let mut paths = |name: &'static str| {
+        let span = map.node(name).map(|node| node.span).unwrap_or_default();
+        let paths = map.texts(name, ctx).unwrap_or_default();
+        for path in &paths {
+            if let Some((fault, remedy)) = refusal(path, kept) {
+                let message = format!("{} {fault}", super::report::quoted(path));
+                ctx.error(span, &map.key(name), message, remedy);
+            }
+        }
+        paths.into_iter().map(PathBuf::from).collect()
+    };
+    let grants = Grants { read: paths("read"), write: paths("write") };
+    map.finish(ctx);
+    grants
 }
 
 /// Names in a message.

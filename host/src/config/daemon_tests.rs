@@ -151,7 +151,7 @@ daemon.yml:15:38: runners.cognitive.isolation: "none" is not known
 daemon.yml:15:54: runners.cognitive.deadline: "0" is out of range
     -> write a duration, 100ms to 7d
 daemon.yml:15:57: runners.cognitive.colour: unknown key
-    -> known here: deadline, isolation, params, plugin
+    -> known here: deadline, grants, isolation, params, plugin
 daemon.yml:17:12: llm.default: no provider has the name "claud"
     -> did you mean `claude`?
 daemon.yml:19:40: llm.providers.claude.api_key: a secret must not stand in this file
@@ -246,5 +246,28 @@ proptest::proptest! {
         if let Err(report) = parse_with(&text, &Env::default()) {
             proptest::prop_assert!(!report.is_ok());
         }
+    }
+}
+
+#[test]
+fn grants_and_the_demanded_sandbox_are_read_and_bad_ones_refused() {
+    let config = good(
+        "sandbox: {require: full}\ndefault_runner: a\nrunners: {a: {grants: {read: [docs], write: [out, notes/x]}}, b: {}}",
+    );
+    assert_eq!(config.sandbox_require, Level::Full);
+    assert_eq!(config.runners["a"].grants.read, [PathBuf::from("docs")]);
+    assert_eq!(config.runners["a"].grants.write, [PathBuf::from("out"), PathBuf::from("notes/x")]);
+    assert!(config.runners["b"].grants.is_empty());
+    assert_eq!(good("").sandbox_require, Level::Partial);
+    let text = "wal: {dir: logs}\nsandbox: {require: none}\nrunners: {a: {grants: {read: [/etc, .kairos/run, logs/x], write: [.]}}}";
+    let report = bad(text);
+    for says in [
+        "sandbox.require",
+        "\"/etc\" is an absolute path",
+        "\".kairos/run\" reaches",
+        "\"logs/x\" reaches",
+        "\".\" is the whole root",
+    ] {
+        assert!(report.contains(says), "{says}: {report}");
     }
 }

@@ -61,6 +61,10 @@ pub const DAEMON: &[Key] = &[
     fixed("attach.host", "Address the attach server listens on; loopback only."),
     fixed("attach.port", "Port the attach server listens on; 0 lets the system choose."),
     live(
+        "sandbox.require",
+        "The weakest sandbox in which a runner still starts; `kairos doctor` tells what this machine has.",
+    ),
+    live(
         "default_runner",
         "The runner of schedules and mandates that name none; by itself `cognitive`, else the first.",
     ),
@@ -74,6 +78,11 @@ pub const DAEMON: &[Key] = &[
     ),
     live("runners.*.deadline", "How long one cycle may take."),
     live("runners.*.params", "Parameters for every mandate of the runner; those of the mandate win."),
+    live(
+        "runners.*.grants.read",
+        "Files and directories of the root that the runner can read in a sandbox, if its manifest asks for them. Never what lies in `.kairos`.",
+    ),
+    live("runners.*.grants.write", "As `read`, for what it can also change."),
     live(
         "commands.*.argv",
         "A program that runners may ask for, and its arguments. A bare name is looked up in the `PATH` of `env`.",

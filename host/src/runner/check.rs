@@ -29,6 +29,8 @@ pub struct CheckReport {
     pub rustc: Option<String>,
     /// What it wants to call.
     pub capabilities: Vec<String>,
+    /// Files that it wants in a sandbox.
+    pub files: Vec<String>,
     /// Schemas of state it knows.
     pub states: Vec<String>,
     /// True when it goes through the five phases.
@@ -84,6 +86,7 @@ fn inspect(path: &Path, launcher: &Launcher, report: &mut CheckReport) -> Result
     report.size = Some(plugin.bytes.len() as u64);
     report.rustc = Some(manifest.rustc.clone());
     report.capabilities.clone_from(&manifest.capabilities);
+    report.files.clone_from(&manifest.files);
     report.states.clone_from(&manifest.states);
     report.phases = manifest.phases;
     let trust = launcher.trust(&plugin);
@@ -144,6 +147,7 @@ impl CheckReport {
         let nothing = vec!["nothing from the host".to_owned()];
         let mut parts =
             if self.capabilities.is_empty() { nothing } else { vec![self.capabilities.join(", ")] };
+        parts.extend(self.files.iter().cloned());
         if self.phases {
             parts.push("goes through the phases".to_owned());
         }

@@ -23,6 +23,7 @@ use super::search::SearchPath;
 use super::trust::{Trust, TrustPolicy};
 use super::worker::{WorkerFactory, WorkerSpec};
 use super::{HostCalls, RunnerBackend, RunnerError, library};
+use crate::sys::sandbox::{Grants, Level};
 
 /// How far a runner is kept apart from the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -60,6 +61,10 @@ pub struct RunnerConfig {
     pub deadline: Option<Duration>,
     /// The runner's own section, an object or null.
     pub params: Value,
+    /// Files of the root that it can have in a sandbox if its manifest asks for them.
+    pub grants: Grants,
+    /// The weakest sandbox in which it starts.
+    pub require: Level,
 }
 
 impl RunnerConfig {
@@ -72,6 +77,8 @@ impl RunnerConfig {
             isolation: None,
             deadline: None,
             params: Value::Null,
+            grants: Grants::default(),
+            require: Level::Partial,
         }
     }
 }
@@ -211,10 +218,19 @@ impl Launcher {
         let workers = self.workers.as_ref().ok_or(LoadError::IsolationUnavailable(isolation))?;
         let path = self.store.path_of(&plugin.sha256);
         let spec = match isolation {
-            Isolation::Sandbox => WorkerSpec::sandbox(&config.name, path, plugin, &config.params),
+            Isolation::Sandbox => {
+                let spec = WorkerSpec::sandbox(&config.name, path, plugin, &config.params);
+                spec.granted(&self.grants(config, &plugin.manifest)?, config.require)
+            }
             _ => WorkerSpec::process(&config.name, path, plugin, &config.params),
         };
         Ok(Arc::new(workers.start(spec)?))
+    }
+
+    /// What the manifest asks for, as far as it is granted.
+    fn grants(&self, config: &RunnerConfig, manifest: &Manifest) -> Result<Grants, LoadError> {
+        let common = config.grants.common(&Grants::asked(&manifest.files));
+        common.below(self.search.root()).map_err(|error| LoadError::BadGrant(error.to_string()))
     }
 }
 

@@ -125,6 +125,9 @@ pub enum LoadError {
     /// Asked for an isolation that this build does not have.
     #[error("isolation {0} is not available; use in_process, or leave the key out")]
     IsolationUnavailable(Isolation),
+    /// A file that was granted to it cannot be had.
+    #[error("{0}; mend `grants` of the runner")]
+    BadGrant(String),
     /// Its process died while it was loaded: a constructor that crashes, mostly.
     #[error("crashed while it was loaded: {0}")]
     Crashed(String),
@@ -195,7 +198,7 @@ const WORKER_CODES: [&str; 15] = [
     "panic_in_load",
     "panic_in_new",
     "probe_failed",
-    "sandbox",
+    "sandbox_unavailable",
     "setup_refused",
     "wrong_major",
 ];
@@ -243,6 +246,7 @@ impl LoadError {
             Self::IsolationUnavailable(_) => "isolation_unavailable",
             Self::Untrusted { .. } => "untrusted",
             Self::ProbeFailed(_) => "probe_failed",
+            Self::BadGrant(_) => "bad_grant",
             Self::UnknownRunner(_) => "unknown_runner",
             Self::GenerationGone(_) => "generation_gone",
         }

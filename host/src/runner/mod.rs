@@ -27,6 +27,8 @@ use std::sync::Arc;
 
 use kairos_plugin_api::{CallError, Mandate, Report, State};
 
+use crate::sys::sandbox::Reached;
+
 /// What a backend needs of the host while one cycle runs, and the names of its calls. They are
 /// part of the contract, so the plugin-api owns them; the daemon implements the trait.
 pub use kairos_plugin_api::context::{HostCalls, method};
@@ -87,7 +89,7 @@ pub trait RunnerBackend: Send + Sync + 'static {
         Isolation::InProcess
     }
     /// How far the sandbox got, for one that is confined.
-    fn sandbox(&self) -> Option<&crate::sys::sandbox::Reached> {
+    fn sandbox(&self) -> Option<&Reached> {
         None
     }
     /// Runs one cycle to its end; blocks.

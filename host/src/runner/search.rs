@@ -42,6 +42,12 @@ impl SearchPath {
         self
     }
 
+    /// What relative paths start at.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// The directories that hold what came with the executable.
     #[must_use]
     pub fn beside(&self) -> &[PathBuf] {

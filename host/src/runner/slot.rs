@@ -20,7 +20,7 @@ use super::load_error::LoadError;
 use super::manifest::PluginFile;
 use super::pool::Pool;
 use super::{HostCalls, Isolation, RunnerBackend, RunnerError, RunnerIdentity, library, panic_text};
-use crate::sys::sandbox::Level;
+use crate::sys::sandbox::{Level, Reached};
 
 /// One loaded version of a runner. Cycles hold it; it is dropped when the last one is done.
 pub struct Generation {
@@ -134,10 +134,10 @@ pub struct RunnerStatus {
     pub identity: Option<RunnerIdentity>,
     /// How far it is kept apart from the daemon, when somebody serves.
     pub isolation: Option<Isolation>,
-    /// How far its sandbox got, for one that is confined.
-    pub sandbox: Option<Level>,
     /// Why nobody does.
     pub error: Option<RunnerStatusError>,
+    /// How far whoever serves is confined; none outside of a sandbox.
+    pub sandbox: Option<Reached>,
 }
 
 /// Why a slot is empty.
@@ -294,14 +294,26 @@ impl Runners {
             plugin: slot.config.as_ref().map(|config| config.plugin.clone()),
             identity: slot.current.as_ref().ok().map(|current| current.identity.clone()),
             isolation: slot.current.as_ref().ok().map(|current| current.backend.isolation()),
-            sandbox: slot.current.as_ref().ok().and_then(|current| Some(current.backend.sandbox()?.level)),
             error: slot
                 .current
                 .as_ref()
                 .err()
                 .map(|error| RunnerStatusError { code: error.code(), message: error.to_string() }),
+            sandbox: slot.current.as_ref().ok().and_then(|current| current.backend.sandbox().cloned()),
         };
         self.read().iter().map(status).collect()
+    }
+
+    /// Which runners are confined less than they could be, for people.
+    #[must_use]
+    pub fn degraded(&self) -> Vec<String> {
+        let slots = self.read();
+        let current = slots.iter().filter_map(|(name, slot)| Some((name, slot.current.as_ref().ok()?)));
+        current
+            .filter_map(|(name, generation)| Some((name, generation.backend.sandbox()?)))
+            .filter(|(_, reached)| reached.level < Level::Full)
+            .map(|(name, reached)| format!("the sandbox of runner {name} is {reached}"))
+            .collect()
     }
 
     /// The images that this process can never give back.

@@ -342,10 +342,12 @@ impl Dispatch {
         self.0.table().last_cycle_at
     }
 
-    /// Why waiting work does not start, for people.
+    /// Why waiting work does not start, and what is less than it could be, for people.
     #[must_use]
     pub fn reasons(&self) -> Vec<String> {
-        self.0.table().reasons()
+        let mut reasons = self.0.table().reasons();
+        reasons.extend(self.0.parts.runners.degraded());
+        reasons
     }
 
     /// Threads that did not end when they were asked to.

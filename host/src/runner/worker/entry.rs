@@ -64,7 +64,7 @@ fn live(wire: &Arc<Wire>, control: UnixStream) -> std::io::Result<()> {
         // Still with one thread, and before a byte of the plugin is mapped.
         Some(wanted) => match sandbox::enter(wanted) {
             Ok(reached) => Some(reached),
-            Err(error) => return unfit("sandbox", error.to_string()),
+            Err(error) => return unfit("sandbox_unavailable", error.to_string()),
         },
         None => {
             limit(load.memory_bytes)?;
@@ -75,7 +75,7 @@ fn live(wire: &Arc<Wire>, control: UnixStream) -> std::io::Result<()> {
         && reached.level < wanted.require
     {
         let error = SandboxError::TooWeak { reached: reached.clone(), wanted: wanted.require };
-        return unfit("sandbox", error.to_string());
+        return unfit("sandbox_unavailable", error.to_string());
     }
     let backend = match become_runner(wire, &load) {
         Ok(backend) => backend,

@@ -18,7 +18,7 @@ use crate::runner::load_error::LoadError;
 use crate::runner::manifest::PluginFile;
 use crate::runner::{HostCalls, Isolation, launch};
 use crate::sys::clock::{Clock, SystemClock};
-use crate::sys::sandbox::{Confinement, Level};
+use crate::sys::sandbox::{Confinement, Grants, Level};
 
 /// Most bytes of address space of a worker: room for a large working set, and far from what would
 /// take a small machine's memory at once.
@@ -72,6 +72,18 @@ impl WorkerSpec {
     pub fn sandbox(runner: &str, path: PathBuf, plugin: &PluginFile, params: &Value) -> Self {
         let confinement = Some(Confinement::runner(Some(&path)));
         Self { confinement, ..Self::process(runner, path, plugin, params) }
+    }
+
+    /// The same with these files, given as absolute paths without links, in no weaker a sandbox
+    /// than that. Only for one that is confined.
+    #[must_use]
+    pub fn granted(mut self, grants: &Grants, require: Level) -> Self {
+        if let Some(wanted) = &mut self.confinement {
+            wanted.read.extend_from_slice(&grants.read);
+            wanted.write.extend_from_slice(&grants.write);
+            wanted.require = require;
+        }
+        self
     }
 
     /// Which of both.
@@ -200,12 +212,12 @@ fn confined(spec: &WorkerSpec, ready: &Ready) -> Result<(), LoadError> {
     let reached = ready.reached.as_ref().map_or(Level::None, |reached| reached.level);
     if reached < wanted.require {
         let message = format!("the sandbox is {reached}, and {} is demanded", wanted.require);
-        return Err(LoadError::from_worker("sandbox", message));
+        return Err(LoadError::from_worker("sandbox_unavailable", message));
     }
     if reached < Level::Full {
         let missing = ready.reached.iter().flat_map(|reached| reached.missing());
         let missing: Vec<String> = missing.map(|layer| format!("{}: {}", layer.name, layer.reason)).collect();
-        tracing::warn!(runner = spec.runner, level = %reached, ?missing, "runner_sandbox_weak");
+        tracing::warn!(runner = spec.runner, level = %reached, ?missing, "runner_sandbox_degraded");
     }
     Ok(())
 }

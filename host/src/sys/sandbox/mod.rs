@@ -7,6 +7,7 @@
 //! refuse what is too little. Nothing here runs between fork and exec.
 
 pub mod confine;
+mod grants;
 mod landlock;
 mod level;
 mod limits;
@@ -21,6 +22,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use confine::{prepare, probe};
+pub use grants::{Grants, refusal};
 pub use level::{Layer, Level, Reached, layer};
 pub use system::programs;
 

@@ -1,0 +1,196 @@
+//! Which files of a root a runner can have: what its manifest asks, as far as the operator grants
+//! it. Never what Kairos keeps for itself.
+
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::SandboxError;
+
+/// Kairos's own directory of a root. Nothing in it is ever granted.
+const OWN: &str = ".kairos";
+
+/// Files and directories, with all below them. What can be changed can be read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grants {
+    /// Can be read.
+    #[serde(default)]
+    pub read: Vec<PathBuf>,
+    /// Can be read and changed.
+    #[serde(default)]
+    pub write: Vec<PathBuf>,
+}
+
+impl Grants {
+    /// True when nothing is granted.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.read.is_empty() && self.write.is_empty()
+    }
+
+    /// What a manifest asks for, as `read:PATH` and `write:PATH`, relative to the root; `.` is
+    /// whatever the operator grants. Anything else is of a newer version and is left out, as are
+    /// paths that lead elsewhere: asking gives nothing by itself.
+    #[must_use]
+    pub fn asked(files: &[String]) -> Self {
+        let mut asked = Self::default();
+        for file in files {
+            match file.split_once(':') {
+                Some(("read", path)) if !leads_out(Path::new(path)) => asked.read.push(path.into()),
+                Some(("write", path)) if !leads_out(Path::new(path)) => asked.write.push(path.into()),
+                _ => {}
+            }
+        }
+        asked
+    }
+
+    /// What is in both: of two paths where one lies in the other, the inner one.
+    #[must_use]
+    pub fn common(&self, other: &Self) -> Self {
+        let write = overlap(&self.write, &other.write);
+        // Who may change a file and only asks to read it, reads it.
+        let any = |grants: &Self| [grants.read.as_slice(), grants.write.as_slice()].concat();
+        let mut read = overlap(&any(self), &any(other));
+        read.retain(|path| !write.iter().any(|wider| path.starts_with(wider)));
+        Self { read, write }
+    }
+
+    /// The same as absolute paths below `root`, without links.
+    ///
+    /// # Errors
+    /// One does not exist, leads outside of the root, or reaches what Kairos keeps for itself.
+    pub fn below(&self, root: &Path) -> Result<Self, SandboxError> {
+        let root = root.canonicalize().map_err(|source| SandboxError::path(root, source))?;
+        let own = root.join(OWN);
+        let own = own.canonicalize().unwrap_or(own);
+        let resolve = |path: &PathBuf| {
+            let full = root.join(path);
+            let real = full.canonicalize().map_err(|source| SandboxError::path(&full, source))?;
+            let fault = if !real.starts_with(&root) {
+                "it leads outside of the root"
+            } else if overlaps(&real, &own) {
+                "it reaches what Kairos keeps for itself"
+            } else {
+                return Ok(real);
+            };
+            Err(SandboxError::path(&full, io::Error::new(io::ErrorKind::PermissionDenied, fault)))
+        };
+        let all = |paths: &[PathBuf]| paths.iter().map(resolve).collect::<Result<Vec<_>, _>>();
+        Ok(Self { read: all(&self.read)?, write: all(&self.write)? })
+    }
+}
+
+/// Why a path of the configuration cannot be granted, as message and remedy. `kept` are further
+/// paths that Kairos keeps for itself, relative to the root or absolute.
+#[must_use]
+pub fn refusal(path: &str, kept: &[&Path]) -> Option<(&'static str, &'static str)> {
+    let granted = Path::new(path);
+    if granted.is_absolute() {
+        return Some(("is an absolute path", "grant a path below the root"));
+    }
+    if leads_out(granted) {
+        return Some(("leads outside of the root", "grant a path below the root, without `..`"));
+    }
+    let granted = plain(granted);
+    if granted.as_os_str().is_empty() {
+        return Some(("is the whole root", "grant single directories of it"));
+    }
+    let reaches = |kept: &Path| overlaps(&granted, &plain(kept));
+    if reaches(Path::new(OWN)) || kept.iter().any(|kept| reaches(kept)) {
+        return Some(("reaches what Kairos keeps for itself", "grant another directory of the root"));
+    }
+    None
+}
+
+fn leads_out(path: &Path) -> bool {
+    path.components().any(|part| !matches!(part, Component::Normal(_) | Component::CurDir))
+}
+
+/// Without `.` in it.
+fn plain(path: &Path) -> PathBuf {
+    path.components().filter(|part| *part != Component::CurDir).collect()
+}
+
+fn overlaps(one: &Path, other: &Path) -> bool {
+    one.starts_with(other) || other.starts_with(one)
+}
+
+fn overlap(some: &[PathBuf], others: &[PathBuf]) -> Vec<PathBuf> {
+    let mut both = Vec::new();
+    for one in some {
+        for other in others {
+            let (one, other) = (plain(one), plain(other));
+            let inner = match (one.starts_with(&other), other.starts_with(&one)) {
+                (true, _) => one,
+                (_, true) => other,
+                _ => continue,
+            };
+            if !both.contains(&inner) {
+                both.push(inner);
+            }
+        }
+    }
+    both
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn grants(read: &[&str], write: &[&str]) -> Grants {
+        let paths = |list: &[&str]| list.iter().map(PathBuf::from).collect();
+        Grants { read: paths(read), write: paths(write) }
+    }
+
+    fn asked(files: &[&str]) -> Grants {
+        Grants::asked(&files.iter().map(|file| (*file).to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn a_runner_gets_what_it_asks_as_far_as_it_is_granted() {
+        let policy = grants(&["docs"], &["out", "notes/today"]);
+        let check =
+            |files: &[&str], expect: Grants| assert_eq!(policy.common(&asked(files)), expect, "{files:?}");
+        check(&[], grants(&[], &[]));
+        check(&["read:secret", "write:secret"], grants(&[], &[]));
+        check(&["write:docs"], grants(&["docs"], &[]));
+        check(&["write:out/a", "read:docs/./b"], grants(&["docs/b"], &["out/a"]));
+        check(&["write:notes"], grants(&[], &["notes/today"]));
+        check(&["read:out"], grants(&["out"], &[]));
+        check(&["read:.", "write:."], grants(&["docs"], &["out", "notes/today"]));
+        check(&["read:../x", "write:/etc", "delete:out", "out"], grants(&[], &[]));
+        check(&["read:document"], grants(&[], &[]));
+    }
+
+    #[test]
+    fn what_kairos_keeps_for_itself_cannot_be_granted() {
+        let kept = [Path::new("logs/wal"), Path::new(".kairos/run/daemon.pid")];
+        for bad in ["/etc", "..", "a/../..", ".", "", "./", ".kairos", "./.kairos/run", "logs", "logs/wal/x"]
+        {
+            assert!(refusal(bad, &kept).is_some(), "{bad:?}");
+        }
+        for good in ["docs", "./docs", "logs/other", ".kairosx", "logs/wally"] {
+            assert_eq!(refusal(good, &kept), None, "{good:?}");
+        }
+    }
+
+    #[test]
+    fn links_do_not_lead_out_of_the_root_or_into_its_secrets() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        std::fs::create_dir_all(root.join(".kairos/run")).unwrap();
+        std::fs::create_dir(root.join("docs")).unwrap();
+        let link = |to: &str, name: &str| std::os::unix::fs::symlink(to, root.join(name)).unwrap();
+        link("docs", "good");
+        link("..", "out");
+        link(".kairos/run", "secrets");
+        link(".", "self");
+        let below = |path: &str| grants(&[path], &[]).below(&root).map(|grants| grants.read);
+        assert_eq!(below("good").unwrap(), [root.canonicalize().unwrap().join("docs")]);
+        for (path, says) in [("out", "outside"), ("secrets", "keeps"), ("self", "keeps"), ("gone", "gone")] {
+            let error = below(path).unwrap_err().to_string();
+            assert!(error.contains(says), "{path}: {error}");
+        }
+    }
+}

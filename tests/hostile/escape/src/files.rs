@@ -1,0 +1,99 @@
+//! Attempts on files: those of the daemon, of the system, of the grant.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::Path;
+
+use crate::{Log, Outcome, Targets, c_path, call, outcome, reaches, works};
+
+fn reads(path: &Path) -> Outcome {
+    let mut text = [0; 64];
+    let count =
+        File::open(path).and_then(|mut file| file.read(&mut text)).map_err(|error| error.to_string())?;
+    if count > 0 { Ok(format!("{count} bytes")) } else { Err("empty".to_owned()) }
+}
+
+fn writes(path: &Path) -> Outcome {
+    outcome(File::create(path).and_then(|mut file| file.write_all(b"I was here")))
+}
+
+pub fn attempts(log: &mut Log, targets: &Targets) {
+    let root = &targets.root;
+    let at = |path: &str| root.join(path);
+    log.tries("granted.read", || reads(&at("in/note.txt")));
+    log.tries("granted.list", || outcome(fs::read_dir(at("in"))));
+    log.tries("granted.write", || writes(&at("out/mine.txt")));
+    log.tries("granted.change", || {
+        fs::create_dir(at("out/dir")).map_err(|error| error.to_string())?;
+        fs::rename(at("out/mine.txt"), at("out/dir/yours.txt")).map_err(|error| error.to_string())?;
+        outcome(fs::remove_file(at("out/dir/yours.txt")).and_then(|()| fs::remove_dir(at("out/dir"))))
+    });
+
+    log.tries("files.token", || reads(&at(".kairos/run/attach_token")));
+    log.tries("files.config", || reads(&at(".kairos/config/daemon.yml")));
+    log.tries("files.store", || reads(&at(".kairos/state/store.db")));
+    log.tries("files.passwd", || reads(Path::new("/etc/passwd")));
+    log.tries("files.list_root", || outcome(fs::read_dir(root)));
+    log.tries("files.list_system", || outcome(fs::read_dir("/etc")));
+    log.tries("files.libraries", || outcome(fs::read_dir("/usr/lib")));
+    log.tries("files.write_outside", || writes(&at("outside.txt")));
+    log.tries("files.write_tmp", || {
+        writes(&std::env::temp_dir().join(format!("escape-{}", std::process::id())))
+    });
+    log.tries("files.write_what_is_read", || writes(&at("in/new.txt")));
+    log.tries("files.append_outside", || {
+        outcome(
+            OpenOptions::new().append(true).open(at("victim.txt")).and_then(|mut file| file.write_all(b"x")),
+        )
+    });
+    log.tries("files.truncate", || {
+        works(call(libc::SYS_truncate, [c_path(&at("victim.txt")).as_ptr() as usize, 0, 0, 0, 0]))
+    });
+    log.tries("files.remove", || outcome(fs::remove_file(at("spare.txt"))));
+    log.tries("files.move_out", || {
+        writes(&at("out/moved.txt"))?;
+        outcome(fs::rename(at("out/moved.txt"), at("moved.txt")))
+    });
+    log.tries("files.dot_dot", || reads(&at("out/../victim.txt")));
+    log.tries("files.symlink", || outcome(std::os::unix::fs::symlink("/etc/passwd", at("out/link"))));
+    log.tries("files.hard_link", || outcome(fs::hard_link(at("victim.txt"), at("out/hard"))));
+    log.tries("files.fifo", || {
+        let path = c_path(&at("out/fifo"));
+        works(call(
+            libc::SYS_mknodat,
+            [libc::AT_FDCWD as usize, path.as_ptr() as usize, (libc::S_IFIFO | 0o600) as usize, 0, 0],
+        ))
+    });
+    log.tries("files.mode", || {
+        outcome(fs::set_permissions(at("victim.txt"), fs::Permissions::from_mode(0o666)))
+    });
+    log.tries("files.times", || {
+        let path = c_path(&at("victim.txt"));
+        reaches(call(libc::SYS_utimensat, [libc::AT_FDCWD as usize, path.as_ptr() as usize, 0, 0, 0]))
+    });
+    log.tries("files.huge", || outcome(File::create(at("out/huge")).and_then(|file| file.set_len(3 << 30))));
+    drop(fs::remove_file(at("out/huge")));
+    log.tries("files.daemon_memory", || outcome(File::open(format!("/proc/{}/mem", targets.daemon))));
+    log.tries("files.daemon_environment", || reads(Path::new(&format!("/proc/{}/environ", targets.daemon))));
+    log.tries("files.daemon_arguments", || reads(Path::new(&format!("/proc/{}/cmdline", targets.daemon))));
+    log.tries("files.own_memory", || outcome(OpenOptions::new().write(true).open("/proc/self/mem")));
+    log.tries("files.inherited", inherited);
+}
+
+/// Files and directories that were open when it began.
+fn inherited() -> Outcome {
+    let mut found = Vec::new();
+    for number in 0..256 {
+        let copy = call(libc::SYS_fcntl, [number, libc::F_DUPFD_CLOEXEC as usize, 0, 0, 0]);
+        let Ok(copy) = copy else { continue };
+        let Ok(copy) = i32::try_from(copy) else { continue };
+        // SAFETY: the descriptor was made by the call above and is nobody else's.
+        let file = unsafe { <File as std::os::fd::FromRawFd>::from_raw_fd(copy) };
+        let Ok(about) = file.metadata() else { continue };
+        if about.is_dir() || about.is_file() {
+            found.push(format!("{number} is inode {}", about.ino()));
+        }
+    }
+    if found.is_empty() { Err("none".to_owned()) } else { Ok(found.join(", ")) }
+}
