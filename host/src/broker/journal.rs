@@ -24,9 +24,9 @@ use super::imposed::Imposed;
 use super::llm::{LlmCall, Position};
 use super::record::{Answer, Found, Replay, SelfTold};
 use super::stop::{Patience, StopSignal};
-use super::talk::{Talk, cut};
 use super::tools::Watch;
 use crate::domain::canonical;
+use crate::domain::talk::{Talk, cut};
 use crate::store::{ClaimedCycle, NoteKind, Pending};
 
 /// Largest request of a runner, in bytes.

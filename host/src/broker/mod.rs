@@ -18,7 +18,6 @@ pub mod llm;
 pub mod policy;
 mod record;
 pub mod stop;
-mod talk;
 pub mod tools;
 
 use std::sync::Arc;

@@ -10,4 +10,5 @@ pub mod missed;
 pub mod overlap;
 pub mod record;
 pub mod schedule;
+pub mod talk;
 pub mod verdict;

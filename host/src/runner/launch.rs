@@ -7,14 +7,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
-use kairos_plugin_api::CallError;
 use kairos_plugin_api::adapter::Setup;
 use kairos_plugin_api::manifest::Manifest;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::c_abi::CAbi;
+use super::home::Home;
 use super::load_error::LoadError;
 use super::manifest::PluginFile;
 use super::plugin_store::PluginStore;
@@ -172,7 +171,7 @@ impl Launcher {
         if self.workers.is_some() {
             self.try_out(config, plugin)?;
         }
-        let home = Arc::new(Home { runner: config.name.clone() });
+        let home = Arc::new(Home::new(&config.name));
         map(&path, &plugin.sha256, &plugin.manifest, &setup(config), home).map(Arc::from)
     }
 
@@ -274,37 +273,6 @@ fn setup(config: &RunnerConfig) -> Setup {
     let params =
         if config.params.is_null() { Value::Object(serde_json::Map::new()) } else { config.params.clone() };
     Setup::new(params)
-}
-
-/// The host outside of cycles: there is a log and nothing else.
-pub(super) struct Home {
-    /// Its key in the configuration.
-    pub(super) runner: String,
-}
-
-impl HostCalls for Home {
-    fn call(&self, method: &str, _: &[u8]) -> Result<Vec<u8>, CallError> {
-        Err(CallError::invalid(format!("{method} is for a running cycle")))
-    }
-
-    fn should_stop(&self) -> bool {
-        false
-    }
-
-    fn deadline(&self) -> Option<DateTime<Utc>> {
-        None
-    }
-
-    fn log(&self, level: tracing::Level, target: &str, message: &str, fields: &Value) {
-        // Not `message`: that is the event's own name.
-        let (runner, line) = (&self.runner, message);
-        match level {
-            tracing::Level::ERROR => tracing::error!(runner, target, line, %fields, "runner_log"),
-            tracing::Level::WARN => tracing::warn!(runner, target, line, %fields, "runner_log"),
-            tracing::Level::INFO => tracing::info!(runner, target, line, %fields, "runner_log"),
-            _ => tracing::debug!(runner, target, line, %fields, "runner_log"),
-        }
-    }
 }
 
 #[cfg(test)]

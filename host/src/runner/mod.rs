@@ -10,6 +10,7 @@ mod check;
 mod death;
 #[doc(hidden)]
 pub mod fuzz;
+mod home;
 mod launch;
 pub mod library;
 mod load_error;

@@ -1,5 +1,6 @@
 //! `kairos plugin test`: a plugin played through scenarios, with what differs from what they expect.
 
+use std::cell::OnceCell;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::scenario::{self, Verdict};
 use super::{Context, find};
+use crate::boot::plugins;
 use crate::cli::output::emit;
 use crate::exit::{Failure, code};
 use crate::runner::manifest::PluginFile;
@@ -26,7 +28,7 @@ pub struct TestArgs {
     #[arg(long, value_name = "FILE")]
     pub junit: Option<PathBuf>,
     /// Where the runner runs
-    #[arg(long, value_enum, default_value_t = Apart::InProcess)]
+    #[arg(long, value_enum, default_value_t = Apart::Sandbox)]
     pub isolation: Apart,
 }
 
@@ -60,16 +62,22 @@ pub fn run(args: &TestArgs, context: &Context) -> anyhow::Result<()> {
     let scenarios = read_all(&args.scenarios, context)?;
     let path = find(&args.file, context);
     let dir = tempfile::tempdir()?;
-    let launcher =
-        Launcher::in_process(SearchPath::new(dir.path(), None, None), PluginStore::new(dir.path()));
+    let search = SearchPath::new(dir.path(), None, None);
+    // Whoever tests a plugin says how far apart it runs; whether it is trusted is for daemons.
+    let launcher = Launcher::with_workers(search, PluginStore::new(dir.path()), plugins::workers()?);
     let plugin = PluginFile::open(&path).map_err(not_loaded)?;
+    let reached = OnceCell::new();
     let start = |params: &Map<String, Value>| -> Result<Arc<dyn RunnerBackend>, LoadError> {
         let config = RunnerConfig {
             isolation: Some(args.isolation.into()),
             params: Value::Object(params.clone()),
             ..RunnerConfig::new(&plugin.manifest.name, path.to_string_lossy())
         };
-        launcher.launch(&config, &plugin)
+        let backend = launcher.launch(&config, &plugin)?;
+        if let Some(sandbox) = backend.sandbox() {
+            let _ = reached.set(sandbox.clone());
+        }
+        Ok(backend)
     };
     let mut verdicts = vec![];
     for scenario in scenarios {
@@ -86,7 +94,9 @@ pub fn run(args: &TestArgs, context: &Context) -> anyhow::Result<()> {
     view["plugin"] = json!({"name": plugin.manifest.name, "version": plugin.manifest.version,
         "sha256": plugin.sha256});
     view["isolation"] = isolation.clone().into();
-    let head = format!("{} {}, {isolation}", plugin.manifest.name, plugin.manifest.version);
+    view["sandbox"] = json!(reached.get());
+    let level = reached.get().map_or(String::new(), |reached| format!(", {reached}"));
+    let head = format!("{} {}, {isolation}{level}", plugin.manifest.name, plugin.manifest.version);
     emit(context.style, &view, |_| format!("{head}\n{}", scenario::human(&verdicts)))?;
     if verdicts.iter().all(Verdict::passed) {
         return Ok(());

@@ -14,9 +14,10 @@ use super::frame::{Kind, encode};
 use super::process::Process;
 use super::protocol::{Load, LogLine, Ready, Unfit};
 use super::supervisor::Shared;
+use crate::runner::home::Home;
 use crate::runner::load_error::LoadError;
 use crate::runner::manifest::PluginFile;
-use crate::runner::{HostCalls, Isolation, launch};
+use crate::runner::{HostCalls, Isolation};
 use crate::sys::clock::{Clock, SystemClock};
 use crate::sys::sandbox::{Confinement, Grants, Level};
 
@@ -63,7 +64,7 @@ impl WorkerSpec {
             setup: Setup::new(params),
             confinement: None,
             memory_bytes: MEMORY_BYTES,
-            home: Arc::new(launch::Home { runner: runner.to_owned() }),
+            home: Arc::new(Home::new(runner)),
         }
     }
 

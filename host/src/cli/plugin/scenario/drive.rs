@@ -20,6 +20,8 @@ const MOST_CRASHES: u64 = 1000;
 /// Most replays of a scenario with `cuts`; beyond it they are spread over all steps.
 const MOST_CUTS: usize = 500;
 
+/// Codes of what a runner's own constructor did.
+const OF_THE_RUNNER: [&str; 4] = ["setup_refused", "panic_in_new", "crashed", "load_timeout"];
 /// The code of a runner whose process is gone.
 const DIED: &str = "died";
 /// The code of a runner that did not end in time.
@@ -202,7 +204,7 @@ impl Stage<'_> {
             None => match (self.start)(&self.scenario.params) {
                 Ok(backend) => backend,
                 // What its own constructor says is the runner's answer, and may be expected.
-                Err(error @ (LoadError::SetupRefused(_) | LoadError::PanicInNew(_))) => {
+                Err(error) if OF_THE_RUNNER.contains(&error.code()) => {
                     return Ok(Err(CallError::new(error.code(), error.to_string())));
                 }
                 Err(error) => return Err(error),

@@ -10,9 +10,9 @@ const RATE: f64 = 20.0;
 /// Longest line, in bytes.
 const LINE_MAX: usize = 8 << 10;
 
-/// Rations one cycle's log lines.
+/// Rations the log lines of one cycle, or of one runner outside of its cycles.
 #[derive(Debug)]
-pub(super) struct Talk {
+pub struct Talk {
     left: f64,
     at: Duration,
     dropped: u64,
@@ -26,7 +26,7 @@ impl Default for Talk {
 
 impl Talk {
     /// Whether a line may be written now, and how many were left out before it.
-    pub(super) fn admit(&mut self, now: Duration) -> Option<u64> {
+    pub fn admit(&mut self, now: Duration) -> Option<u64> {
         let passed = now.saturating_sub(self.at).as_secs_f64();
         self.at = now;
         self.left = (self.left + passed * RATE).min(BURST);
@@ -40,7 +40,8 @@ impl Talk {
 }
 
 /// The start of a line that is too long.
-pub(super) fn cut(line: &str) -> &str {
+#[must_use]
+pub fn cut(line: &str) -> &str {
     if line.len() <= LINE_MAX {
         return line;
     }
