@@ -202,6 +202,7 @@ mandate: {params: {fault: deaf}}
 expect: {status: hung, error: {contains: did not end within 300ms; it did not listen and was killed}}
 ",
     );
+    passes("hostile_runner", "{mandate: {params: {fault: segv}}, expect: {status: died, attempts: 1}}");
     passes(
         "hostile_runner",
         "
