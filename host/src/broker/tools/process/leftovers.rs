@@ -1,6 +1,6 @@
-//! Ends processes that a step left behind. A step's processes carry its key in their environment;
-//! one that left the group, or that outlived the daemon, is found by it. Must never touch a process
-//! that does not carry the very key.
+//! Ends processes that a step left behind. A step's processes carry its key in their environment,
+//! and a mark of the run; one that left the group, or that outlived the daemon, is found by it. Must
+//! never touch a process that does not carry the very value.
 
 use std::fs;
 use std::io::Read;
@@ -8,16 +8,18 @@ use std::os::fd::OwnedFd;
 
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
 
-/// The variable that carries a step's key.
-pub const MARK: &str = "KAIROS_STEP";
+/// The variable that carries a step's key: the same on every attempt.
+pub const STEP: &str = "KAIROS_STEP";
+/// The variable that tells one run of a step from another one.
+pub const RUN: &str = "KAIROS_RUN";
 /// Most of an environment that is read, in bytes.
 const ENVIRON_MAX: u64 = 1 << 20;
 /// Rounds, because one that is about to be ended can start another one.
 const ROUNDS: usize = 20;
 
-/// Kills every process that carries the key; says how many were found.
-pub fn end(key: &str) -> usize {
-    let mark = format!("{MARK}={key}");
+/// Kills every process whose environment has this; says how many were found.
+pub fn end(variable: &str, value: &str) -> usize {
+    let mark = format!("{variable}={value}");
     let mut ended = 0;
     for _ in 0..ROUNDS {
         let found = marked(&mark);

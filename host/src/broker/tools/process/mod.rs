@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -30,7 +31,7 @@ use crate::broker::llm::Price;
 use crate::sys::clock::Clock;
 use crate::sys::files;
 
-pub use leftovers::MARK;
+pub use leftovers::{RUN, STEP};
 
 /// Name of the tool.
 pub const NAME: &str = "process.run";
@@ -126,33 +127,39 @@ pub struct ProcessRun {
     live: Arc<Live>,
 }
 
-/// The steps whose programs run now, so that a daemon that ends can take them along.
+/// The runs under way, so that a daemon that ends can take them along.
 #[derive(Debug, Default)]
-pub struct Live(Mutex<BTreeSet<String>>);
+pub struct Live {
+    marks: Mutex<BTreeSet<String>>,
+    started: AtomicU64,
+}
 
 impl Live {
     /// Kills every program that still runs, with all its children.
     pub fn end_all(&self) {
-        let keys = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        for key in keys {
-            tracing::warn!(key, ended = leftovers::end(&key), "process_run_ended_with_the_daemon");
+        let marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for mark in marks {
+            tracing::warn!(mark, ended = leftovers::end(RUN, &mark), "process_run_ended_with_the_daemon");
         }
     }
 
+    /// A mark of its own: when a runner dies, its step may be run again while the former run is
+    /// still being cleared away, and that must not end the new one.
     fn enter(&self, key: &str) -> Running<'_> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key.to_owned());
-        Running { live: self, key: key.to_owned() }
+        let mark = format!("{key}.{}", self.started.fetch_add(1, Ordering::Relaxed));
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner).insert(mark.clone());
+        Running { live: self, mark }
     }
 }
 
 struct Running<'a> {
     live: &'a Live,
-    key: String,
+    mark: String,
 }
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        self.live.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+        self.live.marks.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.mark);
     }
 }
 
@@ -249,7 +256,7 @@ impl Tool for ProcessRun {
     }
 
     fn abandoned(&self, key: &str) {
-        let ended = leftovers::end(key);
+        let ended = leftovers::end(STEP, key);
         if ended > 0 {
             tracing::warn!(ended, "process_run_leftovers_ended");
         }
@@ -306,7 +313,7 @@ impl ProcessRun {
             own: &spec.own,
         };
         let mut command = (self.confine)(&start).map_err(not_started)?;
-        command.current_dir(&spec.cwd).env("TMPDIR", scratch.path()).envs(&spec.env).env(MARK, course.key);
+        command.current_dir(&spec.cwd).env("TMPDIR", scratch.path()).envs(&spec.env).env(STEP, course.key);
         command.envs(secrets.iter().map(|(name, secret)| (name, secret)));
         let redactor = Redactor::new(secrets.iter().map(|(_, secret)| secret.as_str()));
         Ok(Prepared { command, stdin, redactor, _scratch: scratch })
@@ -334,7 +341,8 @@ impl ProcessRun {
             goes_on
         };
         let bounds = Bounds { time: time(spec, course), grace: spec.grace, output: spec.max_output };
-        let _running = self.live.enter(course.key);
+        let running = self.live.enter(course.key);
+        prepared.command.env(RUN, &running.mark);
         let ran = child::run(
             &mut prepared.command,
             &prepared.stdin,
@@ -343,7 +351,7 @@ impl ProcessRun {
             &course.patience,
             &mut hear,
             &|| {
-                leftovers::end(course.key);
+                leftovers::end(RUN, &running.mark);
             },
         );
         let ran = match ran {

@@ -85,7 +85,7 @@ impl Bench {
         let began = Instant::now();
         let done = tool.execute(&args, &intent, &Course { key: &self.key, patience, watch });
         assert!(began.elapsed() < PATIENCE, "it came to an end");
-        assert_eq!(leftovers::end(&self.key), 0, "nothing is left");
+        assert_eq!(leftovers::end(STEP, &self.key), 0, "nothing is left");
         let scratch = fs::read_dir(&self.spec.scratch).map_or(0, Iterator::count);
         assert_eq!(scratch, 0, "no temporary file is left");
         done
@@ -272,7 +272,7 @@ fn the_environment_is_what_was_configured_and_a_prompt_is_no_option() {
     let done = tool.execute(&args, &Intent::default(), &course).unwrap();
     let text = done.reply.output["text"].as_str().unwrap();
     let names: Vec<&str> = text.lines().filter_map(|line| Some(line.split_once('=')?.0)).collect();
-    assert_eq!(names, ["KAIROS_STEP", "LANG", "PATH", "PWD", "TMPDIR"], "{text}");
+    assert_eq!(names, ["KAIROS_RUN", "KAIROS_STEP", "LANG", "PATH", "PWD", "TMPDIR"], "{text}");
     assert!(text.contains("[ --dangerous]"), "{text}");
     assert!(text.ends_with(bench.dir.path().canonicalize().unwrap().to_str().unwrap()), "{text}");
 }
@@ -317,17 +317,46 @@ fn what_an_agent_says_is_heard_while_it_runs() {
 
 #[test]
 fn only_processes_of_the_very_step_are_ended() {
-    let mut other = Command::new("sleep").arg("1000").env(MARK, "sha256-other").spawn().unwrap();
+    let mut other = Command::new("sleep").arg("1000").env(STEP, "sha256-other").spawn().unwrap();
     let key = format!("{KEY}-{}", std::process::id());
-    let mut ours = Command::new("sleep").arg("1000").env(MARK, &key).spawn().unwrap();
+    let mut ours = Command::new("sleep").arg("1000").env(STEP, &key).spawn().unwrap();
     // A child that has not become the program yet carries the test's own environment.
-    while leftovers::end(&key) == 0 {
+    while leftovers::end(STEP, &key) == 0 {
         std::thread::sleep(Duration::from_millis(5));
     }
     assert!(!ours.wait().unwrap().success());
     assert!(other.try_wait().unwrap().is_none(), "it lives");
     other.kill().unwrap();
     other.wait().unwrap();
+}
+
+#[test]
+fn a_former_run_that_is_cleared_away_does_not_end_the_new_one() {
+    let bench = Bench::new("echo $$ >>pids; until [ -e go ]; do sleep 0.02; done");
+    let (tool, args) = (bench.tool(), json!({"command": "agent", "mandate": {}}));
+    let run = || {
+        let (stop, clock) = (StopSignal::new(), SystemClock::default());
+        let patience = Patience::new(&stop, &clock, None);
+        let course = Course { key: &bench.key, patience, watch: &Nobody };
+        tool.execute(&args, &Intent::default(), &course).unwrap()
+    };
+    let started = |runs: usize| {
+        let pids = || fs::read_to_string(bench.path("pids")).unwrap_or_default();
+        while pids().lines().count() < runs {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    std::thread::scope(|scope| {
+        let former = scope.spawn(run);
+        started(1);
+        // Its runner has died, the step is taken up again.
+        tool.abandoned(&bench.key);
+        let new = scope.spawn(run);
+        started(2);
+        assert_eq!(former.join().unwrap().reply.output["code"], "signal");
+        fs::write(bench.path("go"), "").unwrap();
+        assert!(new.join().unwrap().reply.ok);
+    });
 }
 
 #[derive(Default)]
