@@ -7,6 +7,7 @@
 mod admin;
 mod error;
 mod mandates;
+mod plugins;
 mod schedules;
 mod server;
 mod views;
@@ -23,7 +24,8 @@ pub use error::ApiError;
 pub use server::{SocketServer, bind};
 
 use crate::daemon::mailbox::Mailbox;
-use crate::store::{Limits, Store};
+use crate::daemon::swap::Swaps;
+use crate::store::{GenerationRow, Limits, Store};
 use crate::sys::clock::Clock;
 use crate::sys::entropy::Entropy;
 
@@ -46,6 +48,10 @@ pub trait Source: Send + Sync + 'static {
     fn budget(&self, now: DateTime<Utc>) -> BudgetView;
     /// Loaded plugins.
     fn plugins(&self) -> Vec<Value>;
+    /// What replaces versions of runners; none without a daemon.
+    fn swaps(&self) -> Option<Swaps>;
+    /// Lives of generations in a slot, or in all, newest first; 0 means all. Blocks.
+    fn generations(&self, runner: Option<&str>, limit: usize) -> crate::store::Result<Vec<GenerationRow>>;
     /// The runner that mandates without one get.
     fn default_runner(&self) -> String;
     /// True when that runner is configured.
@@ -86,6 +92,10 @@ pub fn router(plane: ControlPlane) -> Router {
         .route("/v1/status", get(admin::status))
         .route("/v1/budget", get(admin::budget))
         .route("/v1/plugins", get(admin::plugins))
+        .route("/v1/plugins/history", get(plugins::history))
+        .route("/v1/plugins/swaps/{id}", get(plugins::progress))
+        .route("/v1/plugins/{runner}/swap", post(plugins::swap))
+        .route("/v1/plugins/{runner}/rollback", post(plugins::rollback))
         .route("/v1/events", get(admin::events))
         .route("/v1/admin/reload", post(admin::reload))
         .route("/v1/admin/shutdown", post(admin::shutdown))

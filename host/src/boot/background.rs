@@ -2,6 +2,7 @@
 //! checks the whole store after an unclean stop, reads zone data again. Failures are logged and
 //! never stop anything.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use chrono::TimeDelta;
 use tokio::task::JoinSet;
 
 use super::Office;
+use crate::daemon::swap;
 use crate::store::SqliteStore;
 
 /// The budget's view follows a change at most so often: it is small and people watch it.
@@ -26,6 +28,9 @@ pub fn start(office: &Arc<Office>) -> Background {
     let mut tasks = JoinSet::new();
     tasks.spawn(views(Arc::clone(office)));
     tasks.spawn(daily(Arc::clone(office)));
+    if let Some(dir) = office.watched_plugins() {
+        tasks.spawn(watch(Arc::clone(office), dir));
+    }
     if office.parts().store.was_unclean() {
         tasks.spawn(full_check(Arc::clone(office)));
     }
@@ -75,11 +80,24 @@ async fn daily(office: Arc<Office>) {
             Ok(Err(error)) => tracing::warn!(%error, "store_not_pruned"),
             Err(error) => tracing::error!(%error, "store_not_pruned"),
         }
+        let keeper = Arc::clone(&office);
+        match tokio::task::spawn_blocking(move || keeper.prune_plugins()).await {
+            Ok(Ok(gone)) => tracing::debug!(gone, "plugins_pruned"),
+            Ok(Err(error)) => tracing::warn!(%error, "plugins_not_pruned"),
+            Err(error) => tracing::error!(%error, "plugins_not_pruned"),
+        }
         clock.sleep_until(clock.monotonic() + DAY).await;
         if office.parts().settings.zones.reload() {
             office.parts().chronos.refresh_zones();
             tracing::info!(data = ?office.parts().settings.zones.data(), "zone_data_changed");
         }
+    }
+}
+
+/// Plugins that appear in a directory are swapped in.
+async fn watch(office: Arc<Office>, dir: PathBuf) {
+    if let Err(error) = swap::watch(office.parts().swaps.clone(), dir.clone()).await {
+        tracing::error!(dir = %dir.display(), %error, "plugins_not_watched");
     }
 }
 

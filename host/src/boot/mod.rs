@@ -10,6 +10,7 @@ mod once;
 pub mod plugins;
 mod providers;
 pub mod settings;
+mod swaps;
 mod takeover;
 
 use std::sync::Arc;
@@ -35,11 +36,12 @@ use crate::daemon::lifecycle::{End, Lifecycle};
 use crate::daemon::mailbox;
 use crate::daemon::service_manager::ServiceManager;
 use crate::daemon::signals::Signals;
+use crate::daemon::swap;
 use crate::daemon::vitals::Vitals;
 use crate::daemon::wallet::Wallet;
 use crate::daemon::work::Hands;
 use crate::exit::{Failure, code};
-use crate::runner::{Isolation, Launcher, RunnerConfig, Runners};
+use crate::runner::{Isolation, RunnerConfig};
 use crate::store::{
     CommitSink, Limits, OpenOptions, RecoverRequest, Recovered, SqliteStore, Store, maintenance,
 };
@@ -104,7 +106,7 @@ impl Daemon {
         let live = Arc::new(Live::default());
         let broker = broker(&settings, &env, &shared, &clock, &entropy, &wallet, &live)?;
         let brokers = Arc::new(Brokers::new(broker, live));
-        let runners = Arc::new(runners(&settings, &env, daemon).await?);
+        let (runners, open) = swaps::load(&settings, &env, &store, started, daemon).await?;
         let chronos = Arc::new(Chronos::new(Seams {
             store: Arc::clone(&shared),
             clock: Arc::clone(&clock),
@@ -120,6 +122,18 @@ impl Daemon {
             wallet: Arc::clone(&wallet),
         };
         let dispatch = Dispatch::new(parts, dispatch_settings(&settings.config));
+        let swaps = swaps::swaps(
+            &settings.config,
+            swap::Parts {
+                clock: Arc::clone(&clock),
+                entropy: Arc::clone(&entropy),
+                generations: Arc::new(store.clone()),
+                store: Arc::clone(&shared),
+                runners: Arc::clone(&runners),
+                dispatch: dispatch.clone(),
+            },
+        );
+        swaps.resume(open).await;
         let (mailbox, inbox) = mailbox::mailbox();
         engine::connect(&dispatch, &chronos);
         let ticks = Arc::new(AtomicU64::new(0));
@@ -145,6 +159,7 @@ impl Daemon {
             vitals: Arc::new(vitals),
             heartbeat_interval,
             runners,
+            swaps,
             wallet,
             brokers,
             mailbox: mailbox.clone(),
@@ -386,19 +401,6 @@ fn broker(
         tools,
         policy: Policy,
     }))
-}
-
-async fn runners(settings: &Settings, env: &Env, daemon: bool) -> anyhow::Result<Runners> {
-    let search = plugins::search(&settings.paths, env);
-    let store = plugins::store(&settings.paths);
-    if !daemon {
-        return Ok(Runners::new(Launcher::in_process(search, store)));
-    }
-    let trust = plugins::trust(&settings.paths, &search);
-    let launcher = Launcher::with_workers(search, store, plugins::workers()?).trusting(trust);
-    let configs = runner_configs(&settings.config);
-    // Mapping a file and running its constructors is no work for an async thread.
-    Ok(tokio::task::spawn_blocking(move || Runners::load(configs, launcher)).await?)
 }
 
 fn runner_configs(config: &DaemonConfig) -> Vec<RunnerConfig> {

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::brokers::Brokers;
-use super::{broker, dispatch_settings, limits, runner_configs, schedule_set};
+use super::{broker, dispatch_settings, limits, runner_configs, schedule_set, swaps};
 use crate::attach::{BudgetView, Source};
 use crate::boot::settings::Settings;
 use crate::config::{DaemonConfig, Env, Quarantined};
@@ -21,11 +21,12 @@ use crate::daemon::dispatch::Dispatch;
 use crate::daemon::heartbeat::Pulse;
 use crate::daemon::lifecycle;
 use crate::daemon::mailbox::{Mailbox, Phase, Reloaded};
+use crate::daemon::swap::{self, Swaps};
 use crate::daemon::vitals::Vitals;
 use crate::daemon::wallet::Wallet;
 use crate::domain::budget;
 use crate::runner::Runners;
-use crate::store::{DayTotals, SqliteStore, Store, views};
+use crate::store::{DayTotals, GenerationRow, GenerationStore, SqliteStore, Store, views};
 use crate::sys::clock::Clock;
 use crate::sys::entropy::Entropy;
 use crate::sys::sandbox::Reached;
@@ -60,6 +61,8 @@ pub struct Parts {
     pub heartbeat_interval: watch::Sender<Duration>,
     /// Runners.
     pub runners: Arc<Runners>,
+    /// What replaces them.
+    pub swaps: Swaps,
     /// Limits.
     pub wallet: Arc<Wallet>,
     /// Language models and tools.
@@ -149,6 +152,26 @@ impl Office {
     #[must_use]
     pub fn retention_days(&self) -> u32 {
         self.config().store_retention_days
+    }
+
+    /// The directory whose new plugins are swapped in.
+    #[must_use]
+    pub fn watched_plugins(&self) -> Option<PathBuf> {
+        self.config().plugins_watch.map(|dir| self.parts.settings.paths.root.join(dir))
+    }
+
+    /// Removes kept plugins that nothing open needs and that nobody has used for a day: how many.
+    ///
+    /// # Errors
+    /// The store's, or a file that cannot be removed.
+    pub fn prune_plugins(&self) -> anyhow::Result<usize> {
+        let needed: std::collections::BTreeSet<String> =
+            self.parts.store.needed_generations()?.into_iter().collect();
+        let serves = self.parts.runners.status().into_iter().filter_map(|status| status.identity);
+        let serves: Vec<String> = serves.map(|identity| identity.generation).collect();
+        let used_before = std::time::SystemTime::from(self.parts.clock.now() - chrono::TimeDelta::days(1));
+        let keep = |sha256: &str| needed.contains(sha256) || serves.iter().any(|serves| serves == sha256);
+        Ok(self.parts.runners.prune_kept(used_before, keep)?)
     }
 
     /// Writes the views of the reference's format where they have changed: the budget's, and with
@@ -247,8 +270,15 @@ impl Office {
         parts.heartbeat_interval.send_replace(config.heartbeat_interval);
         parts.dispatch.configure(dispatch_settings(config));
         let (runners, configs) = (Arc::clone(&parts.runners), runner_configs(config));
-        tokio::task::spawn_blocking(move || runners.configure(configs)).await?;
+        parts.swaps.configure(swaps::settings(config));
+        let (generations, now) = (parts.store.clone(), parts.clock.now());
+        let adopted = tokio::task::spawn_blocking(move || {
+            runners.configure(configs);
+            swap::adopt(&runners, &generations, now)
+        });
+        let adopted = adopted.await?;
         parts.dispatch.runners_changed();
+        adopted?;
         *lock(&self.config) = config.clone();
         Ok((diff.took_effect, diff.needs_restart))
     }
@@ -326,6 +356,7 @@ impl Source for Office {
             "budget_exceeded": self.exceeded(),
             "reasons": beat.reasons,
             "zone_data": zones.version,
+            "swaps": self.parts.daemon.then(|| self.parts.swaps.status()),
         })
     }
 
@@ -384,7 +415,13 @@ impl Source for Office {
                     (None, Some(_)) => "unavailable",
                     (None, None) => "not_loaded",
                 };
+                let open = self.parts.daemon.then(|| self.parts.swaps.open(name)).flatten();
+                let open = open.map(|open| {
+                    json!({"id": open.id, "stage": open.stage, "generation": open.generation,
+                        "version": open.version, "from": open.from, "canary": open.canary})
+                });
                 json!({
+                    "swap": open,
                     "runner": name,
                     "plugin": runner.plugin,
                     "isolation": isolation,
@@ -401,6 +438,14 @@ impl Source for Office {
                 })
             })
             .collect()
+    }
+
+    fn swaps(&self) -> Option<Swaps> {
+        self.parts.daemon.then(|| self.parts.swaps.clone())
+    }
+
+    fn generations(&self, runner: Option<&str>, limit: usize) -> crate::store::Result<Vec<GenerationRow>> {
+        self.parts.store.generations(runner, limit)
     }
 
     fn default_runner(&self) -> String {

@@ -17,6 +17,7 @@ mod journal;
 pub mod llm;
 pub mod policy;
 mod record;
+pub mod shadow;
 pub mod stop;
 pub mod tools;
 

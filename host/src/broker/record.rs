@@ -39,7 +39,7 @@ impl Answer {
     }
 
     /// What the call cost; stands in the reply, or in the error's detail.
-    fn usage(&self) -> Usage {
+    pub(super) fn usage(&self) -> Usage {
         let holder = match self {
             Self::Ok(value) => value,
             Self::Error(error) => &error.detail,

@@ -153,11 +153,20 @@ pub async fn plugins(context: &Context) -> anyhow::Result<()> {
     let answer = context.client().await?.get("/v1/plugins").await?;
     emit(context.style, &answer["plugins"], |list| {
         table(
-            &["RUNNER", "PLUGIN", "VERSION", "ABI", "ISOLATION", "STATE", "GENERATION", "REASON"],
+            &["RUNNER", "PLUGIN", "VERSION", "ABI", "ISOLATION", "STATE", "GENERATION", "SWAP", "REASON"],
             &rows(
-                list,
-                &["runner", "plugin", "version", "abi", "isolation", "state", "generation", "reason"],
+                &swaps_in_a_word(list),
+                &["runner", "plugin", "version", "abi", "isolation", "state", "generation", "swap", "reason"],
             ),
         )
     })
+}
+
+/// The stage of each swap under way, in place of the whole of it.
+fn swaps_in_a_word(list: &Value) -> Value {
+    let mut list = list.clone();
+    for runner in list.as_array_mut().into_iter().flatten() {
+        runner["swap"] = runner["swap"]["stage"].clone();
+    }
+    list
 }

@@ -12,6 +12,7 @@ use super::keys;
 use super::llm::{self, LlmConfig, ToolsConfig};
 use super::reader::{Context, Effective, MapReader, Override, nothing_secret};
 use super::report::{Report, nearest};
+use super::swap::{self, SwapConfig};
 use super::yaml::{self, Node};
 use crate::sys::sandbox::{Grants, Level, refusal};
 use crate::sys::zones::{ZoneError, Zones};
@@ -58,6 +59,10 @@ pub struct DaemonConfig {
     pub runners: BTreeMap<String, RunnerConfig>,
     /// Programs that runners may ask for, by name.
     pub commands: BTreeMap<String, CommandConfig>,
+    /// The directory whose new plugin files are swapped in, as written; relative to the root.
+    pub plugins_watch: Option<PathBuf>,
+    /// How versions of runners are replaced.
+    pub swap: SwapConfig,
     /// Language models.
     pub llm: LlmConfig,
     /// Tools.
@@ -217,6 +222,7 @@ impl DaemonConfig {
         let kept = [Path::new(pid_path.as_deref().unwrap_or_default()), &wal.dir];
         let (default_runner, runners) = read_runners(&mut top, ctx, &kept);
         let commands = commands::read(&mut top, ctx, &runners, &budget);
+        let (plugins_watch, swap) = swap::read(&mut top, ctx);
         let llm = llm::read_llm(&mut top, ctx);
         let tools = llm::read_tools(&mut top, ctx);
         top.finish(ctx);
@@ -235,6 +241,8 @@ impl DaemonConfig {
             sandbox_require,
             runners,
             commands,
+            plugins_watch,
+            swap,
             llm,
             tools,
             effective: Vec::new(),

@@ -141,6 +141,37 @@ pub const DAEMON: &[Key] = &[
         "When a run was cut short: a person decides, or it runs again because that is harmless.",
     ),
     live("commands.*.runners", "Runners that may ask for it; by itself those of the plugin `command`."),
+    fixed(
+        "plugins.watch",
+        "A directory: a plugin file that appears in it is swapped in for the runners of its name. Relative to the root.",
+    ),
+    live(
+        "swap.shadow_cycles",
+        "Recorded cycles of the runner that a candidate is run on before it serves; 0: none.",
+    ),
+    live(
+        "swap.tolerance",
+        "Share of those cycles that may come out differently. A crash or a hang never may.",
+    ),
+    live("swap.shadow_deadline", "How long a candidate may take for one recorded cycle, and for its probe."),
+    live("swap.canary_cycles", "Cycles that a new version is on trial for; 0: no trial."),
+    live("swap.canary_time", "The trial ends well after this time at the latest."),
+    live(
+        "swap.canary_error_rate",
+        "Share of the trial's cycles that may report an error. A panic, a death, a missed deadline or a bad report never may.",
+    ),
+    live(
+        "swap.canary_cost_factor",
+        "The trial fails when its cycles use so many times what the recorded ones used.",
+    ),
+    live(
+        "swap.drain_timeout",
+        "How long a replaced version's cycles are waited for, and a cycle boundary for handing over state.",
+    ),
+    live(
+        "swap.max_leaked",
+        "MiB of replaced versions that one daemon keeps mapped; beyond it swaps in process are refused.",
+    ),
     live("llm.default", "The provider of requests that name none; by itself the first."),
     live("llm.providers.*.kind", "What the provider talks to. Needed."),
     live("llm.providers.*.base_url", "`anthropic`, `openai`: URL of the service; needed for `openai`."),

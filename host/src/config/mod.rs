@@ -18,6 +18,7 @@ pub mod report;
 mod scalars;
 pub mod schedules;
 mod splice;
+pub mod swap;
 pub mod values;
 pub mod yaml;
 

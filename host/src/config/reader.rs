@@ -334,6 +334,32 @@ impl<'n> MapReader<'n> {
         })
     }
 
+    /// A decimal amount within a range, in billionths.
+    pub fn decimal(
+        &mut self,
+        name: &'static str,
+        ctx: &mut Context<'_>,
+        default: u64,
+        range: RangeInclusive<u64>,
+    ) -> u64 {
+        let kind =
+            || format!("number from {} to {}", show_decimal(*range.start()), show_decimal(*range.end()));
+        let parse = |node: &Node| {
+            optional(node, |node| {
+                let value = a_decimal(node)?;
+                if range.contains(&value) {
+                    return Ok(value);
+                }
+                let (low, high) = (show_decimal(*range.start()), show_decimal(*range.end()));
+                Err((
+                    format!("{} is not from {low} to {high}", show_decimal(value)),
+                    format!("write a number from {low} to {high}"),
+                ))
+            })
+        };
+        self.value(name, ctx, default, kind, parse, |value| show_decimal(*value).into())
+    }
+
     /// True or false.
     pub fn boolean(&mut self, name: &'static str, ctx: &mut Context<'_>, default: bool) -> bool {
         let kind = || "true or false".to_owned();

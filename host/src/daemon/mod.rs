@@ -10,6 +10,7 @@ pub mod lifecycle;
 pub mod mailbox;
 pub mod service_manager;
 pub mod signals;
+pub mod swap;
 pub mod vitals;
 pub mod wallet;
 pub mod work;

@@ -223,6 +223,8 @@ pub enum CycleEnd {
     Cancelled,
     /// The host cannot tell what happened: divergence, or a world that does not match.
     Review,
+    /// It failed on a generation that is on trial: its work is done again by the former one.
+    RolledBack,
 }
 
 impl CycleEnd {
@@ -234,6 +236,7 @@ impl CycleEnd {
             Self::Checkpoint | Self::BudgetPause | Self::ApprovalPause => CycleStatus::Paused,
             Self::Error | Self::Review => CycleStatus::Error,
             Self::Died | Self::Interrupted | Self::Cancelled => CycleStatus::Interrupted,
+            Self::RolledBack => CycleStatus::RolledBack,
         }
     }
 }
@@ -253,6 +256,8 @@ pub enum AfterCycle {
     SameCycleAfterDeath,
     /// Back into the queue after one error: a fresh cycle of the same number.
     RetryCycle,
+    /// Back to the head of the queue: the former generation does this cycle afresh. No error of its own.
+    RunAgain,
     /// Failed.
     Fail,
     /// Parked for a person.
@@ -275,9 +280,11 @@ impl AfterCycle {
     pub fn state(self) -> MandateState {
         match self {
             Self::Succeed | Self::SucceedAtCap => MandateState::Succeeded,
-            Self::NextCycle | Self::SameCycle | Self::SameCycleAfterDeath | Self::RetryCycle => {
-                MandateState::Queued
-            }
+            Self::NextCycle
+            | Self::SameCycle
+            | Self::SameCycleAfterDeath
+            | Self::RetryCycle
+            | Self::RunAgain => MandateState::Queued,
             Self::Fail => MandateState::Failed,
             Self::PauseCheckpoint => MandateState::PausedCheckpoint,
             Self::PauseBudget => MandateState::PausedBudget,
@@ -297,6 +304,7 @@ impl AfterCycle {
             Self::SameCycleAfterDeath => Some("runner_died"),
             Self::RetryCycle => Some("error_once"),
             Self::CrashLoop => Some("crash_loop"),
+            Self::RunAgain => Some("rolled_back"),
             Self::Fail => Some("error_twice"),
             Self::Succeed
             | Self::PauseCheckpoint
@@ -341,6 +349,7 @@ pub fn after_cycle(
         CycleEnd::Interrupted => AfterCycle::SameCycle,
         CycleEnd::Cancelled => AfterCycle::Cancel,
         CycleEnd::Review => AfterCycle::Review,
+        CycleEnd::RolledBack => AfterCycle::RunAgain,
     }
 }
 
@@ -386,6 +395,14 @@ mod tests {
         assert_eq!(AfterCycle::CrashLoop.state(), MandateState::Review);
         assert_eq!(AfterCycle::CrashLoop.reason(), Some("crash_loop"));
         assert_eq!(AfterCycle::SameCycleAfterDeath.state(), MandateState::Queued);
+    }
+
+    #[test]
+    fn work_of_a_failed_canary_is_done_again_whatever_failed_before() {
+        for errors in [0, 1, 5] {
+            assert_eq!(after_cycle(CycleEnd::RolledBack, 1, 10, errors, 0), AfterCycle::RunAgain);
+        }
+        assert_eq!(CycleEnd::RolledBack.status(), CycleStatus::RolledBack);
     }
 
     #[test]

@@ -138,6 +138,20 @@ impl Launcher {
         PluginFile::open(&self.search.find(plugin)?)
     }
 
+    /// Keeps a file in the store, so that it can be started again by its sha256.
+    ///
+    /// # Errors
+    /// `io`.
+    pub fn keep(&self, plugin: &PluginFile) -> Result<(), LoadError> {
+        self.store.keep(plugin).map(drop)
+    }
+
+    /// Where kept plugins are.
+    #[must_use]
+    pub fn store(&self) -> &PluginStore {
+        &self.store
+    }
+
     /// The kept file of that sha256.
     ///
     /// # Errors

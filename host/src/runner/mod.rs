@@ -10,6 +10,7 @@ mod check;
 mod death;
 #[doc(hidden)]
 pub mod fuzz;
+mod generation;
 mod home;
 mod launch;
 pub mod library;
@@ -20,6 +21,7 @@ mod pool;
 mod rust_abi;
 mod search;
 mod slot;
+mod swap;
 pub mod trust;
 pub mod worker;
 
@@ -38,12 +40,15 @@ pub use builtin::Builtin;
 pub use c_abi::CAbi;
 pub use check::{CheckError, CheckReport, check};
 pub use death::Death;
+pub use generation::Generation;
 pub use launch::{Isolation, Launcher, RunnerConfig, map};
 pub use load_error::LoadError;
+pub use manifest::PluginFile;
 pub use plugin_store::PluginStore;
 pub use rust_abi::RustAbi;
 pub use search::SearchPath;
-pub use slot::{Generation, RunnerStatus, RunnerStatusError, Runners};
+pub use slot::{RunnerStatus, RunnerStatusError, Runners};
+pub use swap::{FlipFigures, Pin, Sources};
 pub use worker::{Worker, WorkerFactory, WorkerSpec};
 
 /// Who a loaded runner is.

@@ -6,122 +6,19 @@
 //! a runner, and no lock is held while one is called.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
-use kairos_plugin_api::{Mandate, Report, State};
 use serde::Serialize;
-use tokio::sync::oneshot;
 
+use super::generation::Generation;
 use super::launch::{Launcher, RunnerConfig};
 use super::load_error::LoadError;
 use super::manifest::PluginFile;
 use super::pool::Pool;
-use super::{HostCalls, Isolation, RunnerBackend, RunnerError, RunnerIdentity, library, panic_text};
+use super::swap::{FlipFigures, Flips, Pin};
+use super::{Isolation, RunnerBackend, RunnerIdentity, library};
 use crate::sys::sandbox::{Level, Reached};
-
-/// One loaded version of a runner. Cycles hold it; it is dropped when the last one is done.
-pub struct Generation {
-    identity: RunnerIdentity,
-    backend: Arc<dyn RunnerBackend>,
-    pool: Arc<Pool>,
-    deadline: Option<Duration>,
-}
-
-impl fmt::Debug for Generation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Generation").field("identity", &self.identity).finish_non_exhaustive()
-    }
-}
-
-impl Generation {
-    /// A generation of its own, outside of any slot.
-    #[must_use]
-    pub fn of(name: &str, backend: Arc<dyn RunnerBackend>) -> Self {
-        Self::new(backend, Arc::new(Pool::new(name)), None)
-    }
-
-    fn new(backend: Arc<dyn RunnerBackend>, pool: Arc<Pool>, deadline: Option<Duration>) -> Self {
-        Self { identity: backend.identity().clone(), backend, pool, deadline }
-    }
-
-    /// Who runs.
-    #[must_use]
-    pub fn identity(&self) -> &RunnerIdentity {
-        &self.identity
-    }
-
-    /// The configured time for one cycle.
-    #[must_use]
-    pub fn deadline(&self) -> Option<Duration> {
-        self.deadline
-    }
-
-    /// Runs one cycle on a thread of the slot and sends the outcome. Does not block. Dropping the
-    /// receiver does not stop the runner: it is stopped by `should_stop` of `host`, with
-    /// [`Self::cancel`] as a nudge. An error of the receiver means that the thread died.
-    pub fn start(
-        &self,
-        mandate: Mandate,
-        host: Arc<dyn HostCalls>,
-    ) -> oneshot::Receiver<Result<Report, RunnerError>> {
-        let (send, receive) = oneshot::channel();
-        let backend = Arc::clone(&self.backend);
-        let cycle = move || {
-            // Backends catch the runner's panics; this is for a panic of a backend.
-            catch_unwind(AssertUnwindSafe(|| backend.run_cycle(&mandate, host)))
-                .unwrap_or_else(|payload| Err(RunnerError::Panic(panic_text(&*payload))))
-        };
-        match self.pool.thread() {
-            // A caller that no longer listens has decided the cycle's fate already.
-            Ok(thread) => thread.run(cycle, |outcome| drop(send.send(outcome))),
-            Err(error) => drop(send.send(Err(no_thread(&error)))),
-        }
-        receive
-    }
-
-    /// Nudges running cycles to look at `should_stop`.
-    pub fn cancel(&self) {
-        self.backend.cancel();
-    }
-
-    /// Ends the cycle of this mandate for good. False when it runs on a thread, which cannot be ended.
-    #[must_use]
-    pub fn kill(&self, mandate: &str) -> bool {
-        self.backend.kill(mandate)
-    }
-
-    /// Says that no new cycle will come.
-    pub fn begin_drain(&self) {
-        self.backend.begin_drain();
-    }
-
-    /// The state for a successor. Blocks on foreign code.
-    ///
-    /// # Errors
-    /// The runner's.
-    pub fn export_state(&self) -> Result<Option<State>, RunnerError> {
-        self.backend.export_state()
-    }
-
-    /// Hands a predecessor's state over. Blocks on foreign code.
-    ///
-    /// # Errors
-    /// The runner's.
-    pub fn import_state(&self, state: State) -> Result<(), RunnerError> {
-        self.backend.import_state(state)
-    }
-
-    /// Asks the runner whether it could work. Blocks on foreign code.
-    ///
-    /// # Errors
-    /// The runner's.
-    pub fn probe(&self) -> Result<(), RunnerError> {
-        self.backend.probe()
-    }
-}
 
 /// What is known of one slot.
 #[derive(Clone, Debug, Serialize)]
@@ -138,6 +35,8 @@ pub struct RunnerStatus {
     pub error: Option<RunnerStatusError>,
     /// How far whoever serves is confined; none outside of a sandbox.
     pub sandbox: Option<Reached>,
+    /// True while nothing may begin on it, for a moment: its state is being handed over.
+    pub held: bool,
 }
 
 /// Why a slot is empty.
@@ -149,25 +48,40 @@ pub struct RunnerStatusError {
     pub message: String,
 }
 
-struct Slot {
-    config: Option<RunnerConfig>,
-    pool: Arc<Pool>,
-    current: Result<Arc<Generation>, LoadError>,
+pub(super) struct Slot {
+    pub(super) config: Option<RunnerConfig>,
+    pub(super) pool: Arc<Pool>,
+    pub(super) current: Result<Arc<Generation>, LoadError>,
     /// Generations that only open cycles still need, by sha256.
-    pinned: BTreeMap<String, Arc<Generation>>,
+    pub(super) pinned: BTreeMap<String, Arc<Generation>>,
+    /// See [`RunnerStatus::held`].
+    pub(super) held: bool,
+}
+
+impl Slot {
+    fn new(
+        config: Option<RunnerConfig>,
+        pool: Arc<Pool>,
+        current: Result<Arc<Generation>, LoadError>,
+    ) -> Self {
+        Self { config, pool, current, pinned: BTreeMap::new(), held: false }
+    }
 }
 
 /// All runners of a daemon. Shared; every method may be called from any thread.
 pub struct Runners {
-    launcher: Launcher,
+    pub(super) launcher: Launcher,
     slots: RwLock<BTreeMap<String, Slot>>,
+    /// What swaps have put in place of configured files.
+    pub(super) pins: RwLock<BTreeMap<String, Pin>>,
+    pub(super) flips: Flips,
 }
 
 impl Runners {
     /// A registry without runners.
     #[must_use]
     pub fn new(launcher: Launcher) -> Self {
-        Self { launcher, slots: RwLock::new(BTreeMap::new()) }
+        Self { launcher, slots: RwLock::default(), pins: RwLock::default(), flips: Flips::default() }
     }
 
     /// A registry with these runners. One that cannot be loaded is there with its reason.
@@ -193,8 +107,7 @@ impl Runners {
             let pool = Arc::new(Pool::new(&config.name));
             let current = self.load_current(&config, &pool);
             let name = config.name.clone();
-            let pinned = BTreeMap::new();
-            self.write().insert(name, Slot { config: Some(config), pool, current, pinned });
+            self.write().insert(name, Slot::new(Some(config), pool, current));
         }
         self.write().retain(|name, slot| slot.config.is_none() || names.contains(name));
     }
@@ -213,7 +126,7 @@ impl Runners {
     ) {
         let pool = Arc::new(Pool::new(name));
         let current = Ok(Arc::new(Generation::new(backend, Arc::clone(&pool), deadline)));
-        self.write().insert(name.to_owned(), Slot { config: None, pool, current, pinned: BTreeMap::new() });
+        self.write().insert(name.to_owned(), Slot::new(None, pool, current));
     }
 
     /// The generation that new cycles of this runner begin on.
@@ -237,7 +150,7 @@ impl Runners {
             let slots = self.read();
             let slot = slots.get(name).ok_or_else(|| LoadError::UnknownRunner(name.to_owned()))?;
             if let Ok(current) = &slot.current
-                && current.identity.generation == sha256
+                && current.identity().generation == sha256
             {
                 return Ok(Arc::clone(current));
             }
@@ -292,14 +205,15 @@ impl Runners {
         let status = |(name, slot): (&String, &Slot)| RunnerStatus {
             name: name.clone(),
             plugin: slot.config.as_ref().map(|config| config.plugin.clone()),
-            identity: slot.current.as_ref().ok().map(|current| current.identity.clone()),
-            isolation: slot.current.as_ref().ok().map(|current| current.backend.isolation()),
+            identity: slot.current.as_ref().ok().map(|current| current.identity().clone()),
+            isolation: slot.current.as_ref().ok().map(|current| current.backend().isolation()),
             error: slot
                 .current
                 .as_ref()
                 .err()
                 .map(|error| RunnerStatusError { code: error.code(), message: error.to_string() }),
-            sandbox: slot.current.as_ref().ok().and_then(|current| current.backend.sandbox().cloned()),
+            sandbox: slot.current.as_ref().ok().and_then(|current| current.backend().sandbox().cloned()),
+            held: slot.held,
         };
         self.read().iter().map(status).collect()
     }
@@ -310,10 +224,16 @@ impl Runners {
         let slots = self.read();
         let current = slots.iter().filter_map(|(name, slot)| Some((name, slot.current.as_ref().ok()?)));
         current
-            .filter_map(|(name, generation)| Some((name, generation.backend.sandbox()?)))
+            .filter_map(|(name, generation)| Some((name, generation.backend().sandbox()?)))
             .filter(|(_, reached)| reached.level < Level::Full)
             .map(|(name, reached)| format!("the sandbox of runner {name} is {reached}"))
             .collect()
+    }
+
+    /// How long the flips of swaps held the slots.
+    #[must_use]
+    pub fn flips(&self) -> FlipFigures {
+        self.flips.figures()
     }
 
     /// The images that this process can never give back.
@@ -323,13 +243,12 @@ impl Runners {
     }
 
     fn load_current(&self, config: &RunnerConfig, pool: &Arc<Pool>) -> Result<Arc<Generation>, LoadError> {
-        let loaded =
-            self.launcher.find(&config.plugin).and_then(|plugin| self.load_file(config, pool, &plugin));
+        let loaded = self.file_of(config).and_then(|plugin| self.load_file(config, pool, &plugin));
         match &loaded {
             Ok(generation) => {
-                let identity = &generation.identity;
+                let identity = generation.identity();
                 tracing::info!(runner = %config.name, plugin = %identity.name, version = %identity.version,
-                    generation = %identity.generation, isolation = %generation.backend.isolation(),
+                    generation = %identity.generation, isolation = %generation.backend().isolation(),
                     "runner_loaded");
             }
             Err(error) => {
@@ -340,7 +259,7 @@ impl Runners {
         loaded.map(Arc::new)
     }
 
-    fn load_file(
+    pub(super) fn load_file(
         &self,
         config: &RunnerConfig,
         pool: &Arc<Pool>,
@@ -350,15 +269,11 @@ impl Runners {
         Ok(Generation::new(backend, Arc::clone(pool), config.deadline))
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, BTreeMap<String, Slot>> {
+    pub(super) fn read(&self) -> RwLockReadGuard<'_, BTreeMap<String, Slot>> {
         self.slots.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<String, Slot>> {
+    pub(super) fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<String, Slot>> {
         self.slots.write().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn no_thread(error: &std::io::Error) -> RunnerError {
-    RunnerError::Unavailable(format!("no thread for it: {error}"))
 }

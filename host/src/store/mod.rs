@@ -7,12 +7,14 @@
 //! threads wait for. Every operation is one short transaction, so that another engine can
 //! implement the trait; nothing authoritative lives in memory.
 
+mod generations;
 mod pending;
 mod sink;
 mod sqlite;
 mod types;
 pub mod views;
 
+pub use generations::*;
 pub use pending::{Pending, Promise};
 pub use sink::{CommitSink, Committed, WalHead};
 pub use sqlite::{OpenOptions, SqliteStore, maintenance};

@@ -4,6 +4,7 @@ mod check;
 mod new;
 mod scenario;
 mod sign;
+mod swap;
 mod test;
 mod trust;
 
@@ -20,6 +21,13 @@ use crate::boot::plugins;
 pub enum PluginCommand {
     /// List the configured runners with what serves them
     List,
+    /// Put another version of a runner in its place while the daemon runs: probed, tried on recorded
+    /// cycles, then on trial, with the way back open
+    Swap(swap::SwapArgs),
+    /// Give a runner's place back to the version before
+    Rollback(swap::RollbackArgs),
+    /// What served the runners, what was refused, and why
+    History(swap::HistoryArgs),
     /// Say whether a plugin loads, and if not, why; runs none of its code before its manifest is read
     Check(check::CheckArgs),
     /// Trust a plugin's content or a signing key, so that it may run unconfined; list, remove
@@ -41,6 +49,9 @@ pub enum PluginCommand {
 pub async fn run(command: PluginCommand, context: &Context) -> anyhow::Result<()> {
     match command {
         PluginCommand::List => status::plugins(context).await,
+        PluginCommand::Swap(args) => swap::swap(args, context).await,
+        PluginCommand::Rollback(args) => swap::rollback(args, context).await,
+        PluginCommand::History(args) => swap::history(args, context).await,
         PluginCommand::Check(args) => check::run(args, context).await,
         PluginCommand::Trust(args) => trust::run(args, context),
         PluginCommand::Keygen(args) => sign::keygen(&args, context),

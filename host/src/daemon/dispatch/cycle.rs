@@ -12,7 +12,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::conclude::{Outcome, Seen, Stops, Verdict, conclude};
 use super::host_calls::CycleHost;
-use super::ports::Services;
+use super::ports::{OnTrial, Services, TrialCycle};
 use super::slots::{HoldKind, Running};
 use super::{Inner, OnLogError};
 use crate::broker::Settling;
@@ -102,7 +102,7 @@ impl Inner {
             self.unstart(&cycle, &running, &not).await;
             return (Err(not.reason), None);
         }
-        let ran = match caught(self.run(&cycle, &running, number)).await {
+        let mut ran = match caught(self.run(&cycle, &running, number)).await {
             Ok(Ok(ran)) => ran,
             Ok(Err(not)) => {
                 self.unstart(&cycle, &running, &not).await;
@@ -118,6 +118,7 @@ impl Inner {
                 services: None,
             },
         };
+        self.ask_trial(&cycle, &mut ran).await;
         let recorded = self.finish(&cycle, &running, &ran, chain).await;
         if let Some(services) = ran.services.clone().filter(|services| !services.is_settled()) {
             // Their commit was the finish's or an earlier one, so the answers are there.
@@ -186,6 +187,31 @@ impl Inner {
         let verdict = conclude(&outcome, &seen);
         self.settle_up(&services, running).await;
         Ok(Ran { verdict, report: report_of(&outcome), services: Some(services) })
+    }
+
+    /// Whoever watches generations on trial hears of the end before it is recorded: a failure that
+    /// is the trial's is not the mandate's.
+    async fn ask_trial(&self, cycle: &ClaimedCycle, ran: &mut Ran) {
+        let Some(trials) = self.trials.get().and_then(std::sync::Weak::upgrade) else { return };
+        let metered = ran.services.as_ref().map_or(Usage::ZERO, |services| services.metered());
+        let seen = TrialCycle {
+            runner: &cycle.runner,
+            generation: &cycle.generation,
+            mandate: &cycle.mandate.id,
+            verdict: &ran.verdict,
+            usage: match &ran.report {
+                Some(report) => metered.max(report.usage()),
+                None => metered,
+            },
+        };
+        if let OnTrial::RunAgain(reason) = trials.ended(seen).await
+            && matches!(ran.verdict.end, CycleEnd::Error | CycleEnd::Died)
+        {
+            ran.verdict.end = CycleEnd::RolledBack;
+            ran.verdict.reason = None;
+            let error = ran.verdict.error.take().unwrap_or_default();
+            ran.verdict.error = Some(format!("{error} ({reason})"));
+        }
     }
 
     /// What the services handed to the store must be in it, or ride on the finish, before the
@@ -454,6 +480,10 @@ fn announce(cycle: &ClaimedCycle, verdict: &Verdict, finished: &Finished) -> End
         CycleEnd::Review => {
             let reason = verdict.reason.as_deref().unwrap_or_default();
             tracing::error!(mandate, cycle = number, reason, "daemon_cycle_needs_review");
+        }
+        CycleEnd::RolledBack => {
+            let error = verdict.error.as_deref().unwrap_or_default();
+            tracing::warn!(mandate, cycle = number, error, state = %finished.state, "daemon_cycle_rolled_back");
         }
         CycleEnd::Done
         | CycleEnd::More

@@ -30,7 +30,7 @@ pub use conclude::{Outcome, Seen, Stops, Verdict, conclude};
 pub use cycle::Ended;
 pub use slots::Stuck;
 
-use self::ports::{CycleLog, OpenServices, ScheduleSide};
+use self::ports::{CycleLog, OpenServices, ScheduleSide, Trials};
 use self::slots::{HoldKind, Table};
 use super::claims::{Claims, Permits};
 use super::wallet::Wallet;
@@ -106,6 +106,7 @@ struct Inner {
     changed: watch::Sender<u64>,
     fatal: watch::Sender<Option<store::Error>>,
     schedules: OnceLock<Weak<dyn ScheduleSide>>,
+    trials: OnceLock<Weak<dyn Trials>>,
     runtime: tokio::runtime::Handle,
 }
 
@@ -150,6 +151,7 @@ impl Dispatch {
             changed: watch::Sender::new(0),
             fatal: watch::Sender::new(None),
             schedules: OnceLock::new(),
+            trials: OnceLock::new(),
             runtime: tokio::runtime::Handle::current(),
         }));
         dispatch.0.read_offers();
@@ -159,6 +161,11 @@ impl Dispatch {
     /// Introduces the schedules' side; the first call counts.
     pub fn connect(&self, schedules: Weak<dyn ScheduleSide>) {
         let _ = self.0.schedules.set(schedules);
+    }
+
+    /// Introduces who watches generations on trial; the first call counts.
+    pub fn connect_trials(&self, trials: Weak<dyn Trials>) {
+        let _ = self.0.trials.set(trials);
     }
 
     /// Begins to claim; first come the cycles that recovery handed back.
@@ -255,6 +262,60 @@ impl Dispatch {
         self.0.table().wanted = true;
         self.0.note_waits();
         self.0.kick();
+    }
+
+    /// Ends when no cycle of that runner is under way; false when `limit` passed before. Claims that
+    /// were on their way when its offer ended are waited for, too.
+    pub async fn runner_idle(&self, runner: &str, limit: Duration) -> bool {
+        self.none_of(limit, |of, _| of == runner).await
+    }
+
+    /// As [`Dispatch::runner_idle`], for the cycles that a generation began.
+    pub async fn generation_idle(&self, generation: &str, limit: Duration) -> bool {
+        self.none_of(limit, |_, of| of == generation).await
+    }
+
+    async fn none_of(&self, limit: Duration, is: impl Fn(&str, &str) -> bool) -> bool {
+        let clock = Arc::clone(&self.0.parts.clock);
+        let end = clock.monotonic() + limit;
+        // The writer answers in turn: behind this every earlier claim has its answer.
+        if self.0.parts.store.note_wait(String::new(), None).await.is_err() {
+            return false;
+        }
+        let mut changes = self.0.changed.subscribe();
+        loop {
+            changes.borrow_and_update();
+            let busy = {
+                let table = self.0.table();
+                let slots = self.0.settings().slots.clamp(1, SLOTS_MAX) + table.surplus;
+                // A slot that is taken and runs nothing is between a claim and its cycle.
+                slots > table.running.len() + self.0.slots.available_permits()
+                    || table.running.values().any(|running| is(&running.runner, &running.generation))
+                    || table.backlog.iter().any(|cycle| is(&cycle.runner, &cycle.generation))
+            };
+            if !busy {
+                return true;
+            }
+            if clock.monotonic() >= end {
+                return false;
+            }
+            tokio::select! {
+                Ok(()) = changes.changed() => {}
+                () = clock.sleep_until(end.min(clock.monotonic() + LOOK_AGAIN)) => {}
+            }
+        }
+    }
+
+    /// Asks the cycles on that generation to end; they are interrupted and go on later.
+    pub fn interrupt_generation(&self, generation: &str) {
+        self.0.running_on(generation).iter().for_each(|running| running.stop(|stops| stops.shutdown = true));
+    }
+
+    /// Waits no longer for the cycles on that generation. Gives their mandates.
+    pub fn abandon_generation(&self, generation: &str) -> Vec<String> {
+        let left = self.0.running_on(generation);
+        left.iter().for_each(|running| running.stop(|stops| stops.abandon = true));
+        left.iter().map(|running| running.mandate.clone()).collect()
     }
 
     /// Asks a mandate's running cycle to end, for good. The store must know of it already.
@@ -390,6 +451,11 @@ impl Claims for Dispatch {
 impl Inner {
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn running_on(&self, generation: &str) -> Vec<Arc<slots::Running>> {
+        let table = self.table();
+        table.running.values().filter(|running| running.generation == generation).cloned().collect()
     }
 
     fn settings(&self) -> Settings {

@@ -9,6 +9,7 @@ use chrono::{DateTime, Utc};
 use kairos_plugin_api::{Report, Usage};
 use serde_json::Value;
 
+use super::conclude::Verdict;
 use crate::broker::stop::StopSignal;
 use crate::broker::{Broker, CycleServices, Imposed, Settling};
 use crate::runner::HostCalls;
@@ -21,6 +22,10 @@ pub trait Services: HostCalls {
     fn outcome(&self) -> Option<Imposed>;
     /// What a report claims beyond what was metered and booked.
     fn claimed_beyond(&self, report: &Report) -> Usage;
+    /// Usage of the calls that the host made for it.
+    fn metered(&self) -> Usage {
+        Usage::ZERO
+    }
     /// The runner's state changes.
     fn state_puts(&self) -> HashMap<String, Value>;
     /// Makes sure that what was handed to the store is in it. May block.
@@ -38,6 +43,9 @@ impl Services for CycleServices {
     }
     fn claimed_beyond(&self, report: &Report) -> Usage {
         Self::claimed_beyond(self, report)
+    }
+    fn metered(&self) -> Usage {
+        Self::metered(self)
     }
     fn state_puts(&self) -> HashMap<String, Value> {
         Self::state_puts(self)
@@ -86,6 +94,37 @@ impl CycleLog for Wal {
     fn prepare<'a>(&'a self, mandate: &'a str) -> Prepared<'a> {
         Box::pin(async move { Self::prepare(self, mandate).await.map_err(|error| error.to_string()) })
     }
+}
+
+/// The end of a cycle, for whoever watches generations on trial.
+#[derive(Clone, Copy, Debug)]
+pub struct TrialCycle<'a> {
+    /// Its runner.
+    pub runner: &'a str,
+    /// The generation it ran on.
+    pub generation: &'a str,
+    /// Its mandate.
+    pub mandate: &'a str,
+    /// How it ended.
+    pub verdict: &'a Verdict,
+    /// What it used, metered or claimed.
+    pub usage: Usage,
+}
+
+/// What a trial says to the end of a cycle.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OnTrial {
+    /// It counts as it is.
+    Keep,
+    /// The generation's former one has the slot again, or always had it: a failure is done again there. Says why.
+    RunAgain(String),
+}
+
+/// Watches generations on trial.
+pub trait Trials: Send + Sync + 'static {
+    /// A cycle has ended and is not recorded yet. What a roll back needs in the store is there
+    /// when this answers.
+    fn ended<'a>(&'a self, cycle: TrialCycle<'a>) -> Pin<Box<dyn Future<Output = OnTrial> + Send + 'a>>;
 }
 
 /// What dispatch needs to know of schedules when a cycle of theirs ends.

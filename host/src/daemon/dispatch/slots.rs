@@ -42,6 +42,7 @@ pub(super) struct Hold {
 pub(super) struct Running {
     pub(super) mandate: String,
     pub(super) runner: String,
+    pub(super) generation: String,
     /// For the runner and for what waits on its behalf.
     pub(super) signal: Arc<StopSignal>,
     stops: watch::Sender<Stops>,
@@ -52,6 +53,7 @@ impl Running {
         Self {
             mandate: cycle.mandate.id.clone(),
             runner: cycle.runner.clone(),
+            generation: cycle.generation.clone(),
             signal: StopSignal::new(),
             stops: watch::Sender::new(Stops::default()),
         }

@@ -22,7 +22,7 @@ impl Inner {
             .status()
             .into_iter()
             .filter_map(|status| {
-                let identity = status.identity.filter(|_| !held(&status.name))?;
+                let identity = status.identity.filter(|_| !status.held && !held(&status.name))?;
                 let offer = RunnerOffer { generation: identity.generation, phases: identity.phases };
                 Some((status.name, offer))
             })

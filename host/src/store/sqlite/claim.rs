@@ -225,6 +225,12 @@ fn hand_over(txn: &Txn<'_>, mandate: Mandate, generation: String, owner: &str) -
         Usage::ZERO
     };
     let state = if mandate.as_of == 0 { HashMap::new() } else { state_as_of(txn, owner, mandate.as_of)? };
+    let runner = mandate.runner.clone();
+    Ok(ClaimedCycle { mandate: handed_out(mandate), runner, generation, steps, state, booked })
+}
+
+/// A mandate at its present cycle and attempt, as the runner sees it.
+pub fn handed_out(mandate: Mandate) -> kairos_plugin_api::Mandate {
     let mut seen = kairos_plugin_api::Mandate::new(mandate.id, mandate.goal);
     seen.cycle = mandate.cycle;
     seen.attempt = mandate.attempt;
@@ -237,7 +243,7 @@ fn hand_over(txn: &Txn<'_>, mandate: Mandate, generation: String, owner: &str) -
     seen.allowed_actions = mandate.bounds.allowed_actions;
     seen.observe_policies = mandate.bounds.observe_policies;
     seen.params = mandate.bounds.params;
-    Ok(ClaimedCycle { mandate: seen, runner: mandate.runner, generation, steps, state, booked })
+    seen
 }
 
 fn recorded(txn: &Txn<'_>, mandate: &Mandate) -> Res<Vec<crate::store::StepRow>> {

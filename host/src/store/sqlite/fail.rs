@@ -36,6 +36,12 @@ impl From<crate::domain::mandate::IllegalTransition> for Fail {
     }
 }
 
+impl From<crate::domain::generation::IllegalTransition> for Fail {
+    fn from(error: crate::domain::generation::IllegalTransition) -> Self {
+        Self::Store(Error::Conflict(error.to_string()))
+    }
+}
+
 /// A conflict in the caller's words.
 pub fn conflict<T>(message: impl Into<String>) -> Res<T> {
     Err(Fail::Store(Error::Conflict(message.into())))

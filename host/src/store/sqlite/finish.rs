@@ -8,7 +8,7 @@ use super::ledger::{self, Account, Kind};
 use super::row::{Mandate, Record, micros, time};
 use super::schedules;
 use super::txn::{About, Txn};
-use super::{claim, lines, queue};
+use super::{claim, lines, queue, recent};
 use crate::domain::mandate::{
     AfterCycle, CycleEnd, CycleStatus, MandateEvent, MandateState, RUNNER_DEATH, after_cycle,
 };
@@ -29,18 +29,30 @@ pub fn finish(txn: &mut Txn<'_>, request: &FinishRequest) -> Res<Finished> {
     ledger::book_some(txn, account, Kind::Claim, request.claimed, request.now)?;
 
     let end = end_of(&mandate, request.end);
+    // What has landed must not land again: a person looks at it before anything is done afresh.
+    let acted = end == CycleEnd::RolledBack && has_acted(txn, &mandate)?;
     let bounds = &mandate.bounds;
-    let after = after_cycle(end, mandate.cycle, bounds.max_cycles, mandate.errors, mandate.deaths);
-    // A death is no answer of the runner: it neither counts as a failure nor makes up for one.
+    let after = if acted {
+        AfterCycle::Review
+    } else {
+        after_cycle(end, mandate.cycle, bounds.max_cycles, mandate.errors, mandate.deaths)
+    };
+    // A death is no answer of the runner: it neither counts as a failure nor makes up for one. What
+    // a version on trial failed is its own fault, not that of the work.
     (mandate.errors, mandate.deaths) = match end {
         CycleEnd::Died => (mandate.errors, mandate.deaths + RUNNER_DEATH),
+        CycleEnd::RolledBack => (mandate.errors, mandate.deaths),
         CycleEnd::Error => (mandate.errors + 1, 0),
         _ => (0, 0),
     };
+    recent::keep(txn, &mandate, request, end)?;
     mandate.state = mandate.state.next(MandateEvent::CycleEnded(after))?;
     let stopped = (end == CycleEnd::Cancelled).then(|| mandate.reason.take()).flatten();
-    mandate.reason =
-        stopped.or_else(|| request.reason.clone()).or_else(|| after.reason().map(ToOwned::to_owned));
+    let acted = acted.then(|| "rolled_back_after_act".to_owned());
+    mandate.reason = stopped
+        .or(acted)
+        .or_else(|| request.reason.clone())
+        .or_else(|| after.reason().map(ToOwned::to_owned));
     end_cycle(txn, &mandate, request, end)?;
     let auto_paused = follow(txn, &mut mandate, request, end, after)?;
     mandate.save(txn.conn)?;
@@ -74,6 +86,19 @@ fn end_of(mandate: &Mandate, end: CycleEnd) -> CycleEnd {
         _ if mandate.stop => CycleEnd::Cancelled,
         _ => end,
     }
+}
+
+/// True when a tool of this record changed something, or nobody can tell that it did not. Reads may
+/// be repeated, and a tool that says it could not has not.
+fn has_acted(txn: &Txn<'_>, mandate: &Mandate) -> Res<bool> {
+    let found = txn.first(
+        "SELECT 1 FROM step WHERE mandate=?1 AND cycle=?2 AND epoch=?3 AND kind IN ('tool', 'propose') \
+         AND NOT (json_extract(intent, '$.repeatable') IS 1 AND json_extract(intent, '$.post_hash') IS NULL) \
+         AND NOT (state='done' AND coalesce(json_extract(result, '$.ok.ok'), 0)=0) LIMIT 1",
+        (mandate.n, mandate.cycle, mandate.epoch),
+        |_| Ok(()),
+    )?;
+    Ok(found.is_some())
 }
 
 fn end_cycle(txn: &Txn<'_>, mandate: &Mandate, request: &FinishRequest, end: CycleEnd) -> Res<()> {
@@ -129,7 +154,7 @@ fn follow(
         put_state(txn, mandate, request)?;
     }
     mandate.record = match after {
-        AfterCycle::RetryCycle => Record::Afresh,
+        AfterCycle::RetryCycle | AfterCycle::RunAgain => Record::Afresh,
         _ if goes_on => Record::Continue,
         _ => Record::Next,
     };
@@ -140,7 +165,9 @@ fn follow(
         }
         AfterCycle::NextCycle | AfterCycle::RetryCycle => mandate.place = Some(queue::back(txn)?),
         // It had its turn already.
-        AfterCycle::SameCycle | AfterCycle::SameCycleAfterDeath => mandate.place = Some(queue::front(txn)?),
+        AfterCycle::SameCycle | AfterCycle::SameCycleAfterDeath | AfterCycle::RunAgain => {
+            mandate.place = Some(queue::front(txn)?);
+        }
         AfterCycle::PauseBudget => mandate.parked = Some(request.day.clone()),
         AfterCycle::PauseCheckpoint
         | AfterCycle::PauseApproval

@@ -12,7 +12,7 @@ use super::fail::{Fail, Res};
 use crate::store::Error;
 
 /// The version this program writes.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Marks the file as ours in its header: "KAIR".
 pub const APPLICATION: i32 = 0x4B41_4952;
 
@@ -25,7 +25,8 @@ pub struct Migration {
 }
 
 /// Every step ever taken, oldest first.
-pub const MIGRATIONS: &[Migration] = &[Migration { from: 0, sql: FIRST }];
+pub const MIGRATIONS: &[Migration] =
+    &[Migration { from: 0, sql: FIRST }, Migration { from: 1, sql: GENERATIONS }];
 
 const FIRST: &str = "
 CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -104,6 +105,26 @@ CREATE TABLE walrec(
 CREATE TABLE event(
   id INTEGER PRIMARY KEY AUTOINCREMENT, at INTEGER NOT NULL, kind TEXT NOT NULL, schedule TEXT, mandate TEXT,
   details TEXT);
+";
+
+const GENERATIONS: &str = "
+-- One row a life of a version in a slot. configured: sha256 of the file that daemon.yml named then.
+-- canary: 1 while it is on trial. trail: JSON list of its states with their times. details: JSON, what its
+-- replay showed. handover: JSON, the state its predecessor gave it.
+CREATE TABLE generation(
+  n INTEGER PRIMARY KEY, runner TEXT NOT NULL, sha256 TEXT NOT NULL, name TEXT NOT NULL, version TEXT NOT NULL,
+  abi TEXT NOT NULL, isolation TEXT NOT NULL, state TEXT NOT NULL, since INTEGER NOT NULL, reason TEXT,
+  swap TEXT, configured TEXT, canary INTEGER NOT NULL DEFAULT 0, trail TEXT NOT NULL, details TEXT, handover TEXT);
+CREATE INDEX generation_runner ON generation(runner, n);
+CREATE INDEX generation_open ON generation(runner) WHERE state NOT IN ('retired', 'rolled_back');
+
+-- The last cycles of each runner that ended with a report: what a candidate is tried on. state: JSON, the runner's
+-- state at the cycle's start, where it had any.
+CREATE TABLE recent(
+  n INTEGER PRIMARY KEY, runner TEXT NOT NULL, mandate INTEGER NOT NULL, cycle INTEGER NOT NULL,
+  attempt INTEGER NOT NULL, epoch INTEGER NOT NULL, report TEXT NOT NULL, state TEXT, usage TEXT NOT NULL);
+CREATE INDEX recent_runner ON recent(runner, n);
+CREATE INDEX recent_mandate ON recent(mandate);
 ";
 
 /// The version a file says it has; `None` for an empty one.

@@ -196,6 +196,7 @@ fn mandates(txn: &mut Txn<'_>, before: i64) -> Res<u64> {
             [n],
         )?;
         for sql in [
+            "DELETE FROM recent WHERE mandate=?1",
             "DELETE FROM step WHERE mandate=?1",
             "DELETE FROM cycle WHERE mandate=?1",
             "DELETE FROM usage WHERE mandate=?1",

@@ -6,6 +6,7 @@ mod commits;
 mod cycles;
 mod files;
 mod fires;
+mod generations;
 mod maintenance;
 mod recovery;
 mod steps;

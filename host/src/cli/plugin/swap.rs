@@ -1,0 +1,165 @@
+//! `kairos plugin swap`, `rollback` and `history`: other versions of a runner while the daemon runs.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use hyper::Method;
+use serde_json::{Value, json};
+
+use super::find;
+use crate::cli::Context;
+use crate::cli::client::{Client, segment};
+use crate::cli::output::{cell, emit, rows, say, table};
+use crate::exit::{Failure, code};
+
+/// Arguments of `swap`.
+#[derive(Debug, Args)]
+pub struct SwapArgs {
+    /// The runner, by its key in `daemon.yml`
+    runner: String,
+    /// The new version: a file, or a plugin's name as `daemon.yml` has it
+    file: PathBuf,
+    /// Begin without the state of the version that serves
+    #[arg(long)]
+    cold: bool,
+    /// Return at once; `plugin list` and `plugin history` show what becomes of it
+    #[arg(long)]
+    no_wait: bool,
+}
+
+/// Arguments of `rollback`.
+#[derive(Debug, Args)]
+pub struct RollbackArgs {
+    /// The runner, by its key in `daemon.yml`
+    runner: String,
+    /// Return at once
+    #[arg(long)]
+    no_wait: bool,
+}
+
+/// Arguments of `history`.
+#[derive(Debug, Args)]
+pub struct HistoryArgs {
+    /// Only this runner
+    runner: Option<String>,
+    /// Most lines
+    #[arg(long, default_value_t = 100)]
+    limit: usize,
+}
+
+/// Puts another version in a runner's slot.
+///
+/// # Errors
+/// No daemon: exit 7; another swap is under way: exit 5; the candidate is refused: exit 1.
+pub async fn swap(args: SwapArgs, context: &Context) -> anyhow::Result<()> {
+    let client = context.daemon().await?;
+    let file = find(&args.file, context);
+    let body = json!({"file": std::path::absolute(&file)?, "cold": args.cold});
+    let path = format!("/v1/plugins/{}/swap", segment(&args.runner));
+    let begun = client.call(Method::POST, &path, Some(&body)).await?;
+    follow(&client, begun, args.no_wait, context).await
+}
+
+/// Gives a slot back to the version before.
+///
+/// # Errors
+/// No daemon: exit 7; nothing served before: exit 3; a swap is under way: exit 5.
+pub async fn rollback(args: RollbackArgs, context: &Context) -> anyhow::Result<()> {
+    let client = context.daemon().await?;
+    let path = format!("/v1/plugins/{}/rollback", segment(&args.runner));
+    let begun = client.post(&path, &json!({})).await?;
+    if begun["stage"] == "rolled_back" {
+        // A trial that was ended: the version before serves already.
+        return emit(context.style, &begun, |seen| {
+            format!("{} is served by {} again", cell(&seen["runner"]), short(&seen["from"]))
+        });
+    }
+    follow(&client, begun, args.no_wait, context).await
+}
+
+/// What served a slot, what was refused, and why.
+///
+/// # Errors
+/// Those of the control plane.
+pub async fn history(args: HistoryArgs, context: &Context) -> anyhow::Result<()> {
+    let mut path = format!("/v1/plugins/history?limit={}", args.limit);
+    if let Some(runner) = &args.runner {
+        path.push_str(&format!("&runner={}", segment(runner)));
+    }
+    let answer = context.client().await?.get(&path).await?;
+    emit(context.style, &answer["history"], |list| {
+        let keys = ["since", "runner", "name", "version", "state", "sha256", "swap", "reason"];
+        let mut shown = rows(list, &keys);
+        for row in &mut shown {
+            row[5].truncate(12);
+            // A reason may have three lines; the first says what it is.
+            row[7] = row[7].lines().next().unwrap_or_default().to_owned();
+        }
+        table(&["SINCE", "RUNNER", "NAME", "VERSION", "STATE", "GENERATION", "SWAP", "REASON"], &shown)
+    })
+}
+
+/// Waits until a swap is decided, and says where it stands on the way.
+async fn follow(client: &Client, begun: Value, no_wait: bool, context: &Context) -> anyhow::Result<()> {
+    let mut seen = begun;
+    let id = cell(&seen["id"]);
+    let mut stage = String::new();
+    while !no_wait && !decided(&seen) {
+        if stage != cell(&seen["stage"]) {
+            stage = cell(&seen["stage"]);
+            say(context.style, &format!("{id}: {stage}"));
+        }
+        let path = format!("/v1/plugins/swaps/{}?after={}", segment(&id), seen["step"]);
+        seen = client.get(&path).await?;
+    }
+    let refusal = &seen["refusal"];
+    if refusal.is_object() {
+        // The whole view holds what the replay found.
+        if context.style.json || seen["shadow"]["cycles"].as_array().is_some_and(|found| !found.is_empty()) {
+            emit(context.style, &seen, |seen| differences(&seen["shadow"]))?;
+        }
+        let mut failure = Failure::new(
+            code::FAILED,
+            refusal["code"].as_str().unwrap_or("refused"),
+            cell(&refusal["message"]),
+        );
+        failure.remedy = refusal["remedy"].as_str().map(ToOwned::to_owned);
+        return Err(failure.into());
+    }
+    emit(context.style, &seen, |seen| {
+        let runner = cell(&seen["runner"]);
+        let version = format!("{} {}", cell(&seen["name"]), cell(&seen["version"]));
+        match seen["stage"].as_str() {
+            Some("canary") => {
+                format!("{runner} is served by {version} ({}), on trial", short(&seen["generation"]))
+            }
+            Some("drain" | "done") => {
+                format!("{runner} is served by {version} ({})", short(&seen["generation"]))
+            }
+            _ => format!("{} has begun", cell(&seen["id"])),
+        }
+    })
+}
+
+fn decided(seen: &Value) -> bool {
+    ["canary", "drain", "done", "refused", "rolled_back"].iter().any(|stage| seen["stage"] == *stage)
+}
+
+fn short(sha256: &Value) -> String {
+    cell(sha256).chars().take(12).collect()
+}
+
+/// A line for each recorded cycle that came out otherwise, with what it was.
+fn differences(shadow: &Value) -> String {
+    let mut lines = Vec::new();
+    for cycle in shadow["cycles"].as_array().into_iter().flatten() {
+        let head =
+            format!("{} cycle {}: {}", cell(&cycle["mandate"]), cycle["cycle"], cell(&cycle["outcome"]));
+        lines.push(head);
+        for found in cycle["differences"].as_array().into_iter().flatten() {
+            let (what, then, now) = (cell(&found["what"]), cell(&found["expected"]), cell(&found["got"]));
+            lines.push(format!("  {what}: expected {then}, got {now}"));
+        }
+    }
+    lines.join("\n")
+}

@@ -1,0 +1,436 @@
+//! One swap from its file to the flip. Whatever goes wrong before the flip's commit ends here as a
+//! refusal with a word, and the version that serves has noticed nothing.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use kairos_plugin_api::State;
+use serde_json::json;
+use tokio::sync::watch;
+
+use super::trial::Trial;
+use super::view::{Refusal, Stage, SwapView};
+use super::{Inner, Settings, on_thread, shadow, show};
+use crate::domain::generation::GenerationEvent;
+use crate::runner::{Generation, Isolation, Pin, PluginFile, RunnerConfig, RunnerError};
+use crate::store::{GenerationMove, NewGeneration};
+
+/// Where a candidate comes from.
+#[derive(Clone, Debug)]
+pub(super) enum Source {
+    /// A file of the operator.
+    File(PathBuf),
+    /// A kept file, by its sha256.
+    Kept(String),
+}
+
+/// A swap that is to be carried out.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub runner: String,
+    pub source: Source,
+    /// Without the state of the version that serves.
+    pub cold: bool,
+    /// It has served before: it is probed and serves, without replay and trial.
+    pub back: bool,
+}
+
+/// Everything that is known of a swap under way.
+struct Swap {
+    plan: Plan,
+    view: Arc<watch::Sender<SwapView>>,
+    settings: Settings,
+    config: RunnerConfig,
+    serves: Arc<Generation>,
+    configured: Option<String>,
+    /// The candidate's.
+    isolation: Isolation,
+}
+
+/// The candidate's row in the store, once it has one.
+#[derive(Default)]
+struct Recorded(Option<i64>);
+
+/// New cycles of a slot wait for as long as this lives.
+struct Held<'a> {
+    inner: &'a Inner,
+    runner: &'a str,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.inner.parts.runners.hold(self.runner, false);
+        self.inner.parts.dispatch.runners_changed();
+    }
+}
+
+/// Frees the slot for the next swap, also when the task that carries this one out panics.
+struct Registered {
+    inner: Arc<Inner>,
+    runner: String,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.inner.unregister(&self.runner);
+    }
+}
+
+impl Inner {
+    /// Registers a swap and carries it out on a task of its own.
+    pub(super) fn begin(self: &Arc<Self>, plan: Plan, source: String) -> Result<SwapView, Refusal> {
+        let config = self.parts.runners.config(&plan.runner)?.ok_or_else(|| {
+            let message = format!("runner {} is part of this program", plan.runner);
+            Refusal::new("not_a_plugin", message).remedy("only runners from plugin files can be swapped")
+        })?;
+        let serves = self.parts.runners.current(&plan.runner).map_err(|error| {
+            Refusal::from(error)
+                .remedy("mend the configured plugin first; there is nothing to take over from")
+        })?;
+        let view = self.register(&plan.runner, source)?;
+        let registered = Registered { inner: Arc::clone(self), runner: plan.runner.clone() };
+        show(&view, |seen| seen.from = Some(serves.identity().generation.clone()));
+        let seen = view.borrow().clone();
+        let settings = self.settings();
+        let swap =
+            Swap { plan, view, settings, config, serves, configured: None, isolation: Isolation::Sandbox };
+        let inner = Arc::clone(self);
+        self.runtime.spawn(async move {
+            inner.carry_out(swap).await;
+            drop(registered);
+        });
+        Ok(seen)
+    }
+
+    async fn carry_out(self: &Arc<Self>, mut swap: Swap) {
+        let mut recorded = Recorded::default();
+        if let Err(refusal) = self.prepare_and_flip(&mut swap, &mut recorded).await {
+            let id = swap.view.borrow().id.clone();
+            let Refusal { code, message, .. } = &refusal;
+            tracing::warn!(runner = swap.plan.runner, swap = id, code, message, "swap_refused");
+            if let Some(n) = recorded.0 {
+                let reason = Some(format!("{code}: {message}"));
+                let step = GenerationMove {
+                    details: swap.view.borrow().shadow.as_ref().map(|report| json!({"shadow": report})),
+                    ..GenerationMove::new(n, GenerationEvent::Refuse, reason)
+                };
+                let at = self.parts.clock.now();
+                if let Err(error) = self.parts.generations.move_generations(vec![step], at).await {
+                    tracing::warn!(%error, swap = id, "swap_refusal_not_recorded");
+                }
+            }
+            let details = json!({"swap": id, "runner": swap.plan.runner, "source": swap.view.borrow().source,
+                "stage": swap.view.borrow().stage, "code": code, "message": message});
+            self.event("swap_refused", details).await;
+            show(&swap.view, |seen| {
+                seen.stage = Stage::Refused;
+                seen.refusal = Some(refusal);
+            });
+        }
+    }
+
+    async fn prepare_and_flip(
+        self: &Arc<Self>,
+        swap: &mut Swap,
+        recorded: &mut Recorded,
+    ) -> Result<(), Refusal> {
+        let plugin = Arc::new(self.keep(swap).await?);
+        let (old, next) = self.record(swap, &plugin).await?;
+        recorded.0 = Some(next);
+        show(&swap.view, |seen| seen.stage = Stage::Probe);
+        let candidate = self.probe(swap, &plugin).await?;
+        self.moved(next, GenerationEvent::Probe).await?;
+        if !swap.plan.back {
+            show(&swap.view, |seen| seen.stage = Stage::Shadow);
+            self.shadow(swap, candidate).await?;
+        } else {
+            drop(candidate);
+        }
+        show(&swap.view, |seen| seen.stage = Stage::Standby);
+        let ready = self.stand_by(swap, &plugin).await?;
+        let details = swap.view.borrow().shadow.as_ref().map(|report| json!({"shadow": report}));
+        let step = GenerationMove { details, ..GenerationMove::new(next, GenerationEvent::Ready, None) };
+        self.parts.generations.move_generations(vec![step], self.parts.clock.now()).await?;
+        show(&swap.view, |seen| seen.stage = Stage::Handover);
+        let (held, state) = self.hand_over(swap, &plugin, &ready).await?;
+        show(&swap.view, |seen| seen.stage = Stage::Flip);
+        self.flip(swap, (old, next), ready, state).await?;
+        drop(held);
+        Ok(())
+    }
+
+    /// Reads the file, checks it as far as that goes without running it, and keeps it.
+    async fn keep(&self, swap: &mut Swap) -> Result<PluginFile, Refusal> {
+        let (runners, source) = (Arc::clone(&self.parts.runners), swap.plan.source.clone());
+        let config = swap.config.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let plugin = match &source {
+                Source::File(path) => PluginFile::open(path)?,
+                Source::Kept(sha256) => runners.kept(sha256)?,
+            };
+            // Before anything of it runs: whether it may, where the operator wants it to.
+            let isolation = runners.isolation_for(&config, &plugin)?;
+            runners.keep(&plugin)?;
+            Ok::<_, crate::runner::LoadError>((plugin, isolation, runners.sources(&config).configured))
+        });
+        let (plugin, isolation, configured) = read
+            .await
+            .map_err(|panic| Refusal::new("panic", format!("the file's reader failed: {panic}")))??;
+        swap.configured = configured;
+        swap.isolation = isolation;
+        show(&swap.view, |seen| {
+            seen.generation = Some(plugin.sha256.clone());
+            seen.name = Some(plugin.manifest.name.clone());
+            seen.version = Some(plugin.manifest.version.clone());
+        });
+        if plugin.sha256 == swap.serves.identity().generation {
+            let message = format!("runner {} is served by this very file already", swap.plan.runner);
+            return Err(Refusal::new("already_active", message));
+        }
+        Ok(plugin)
+    }
+
+    /// Rows for the version that serves and for the candidate.
+    async fn record(&self, swap: &Swap, plugin: &PluginFile) -> Result<(i64, i64), Refusal> {
+        let at = self.parts.clock.now();
+        let serves_in = swap.serves.isolation().to_string();
+        let identity = swap.serves.identity();
+        let new = |sha256: &str, name: &str, version: &str, abi: &str, isolation: String| NewGeneration {
+            runner: swap.plan.runner.clone(),
+            sha256: sha256.to_owned(),
+            name: name.to_owned(),
+            version: version.to_owned(),
+            abi: abi.to_owned(),
+            isolation,
+            swap: None,
+            configured: swap.configured.clone(),
+            at,
+        };
+        let old = new(&identity.generation, &identity.name, &identity.version, &identity.abi, serves_in);
+        let old = self.parts.generations.adopt_generation(old, "configured".to_owned()).await?;
+        let swap_id = Some(swap.view.borrow().id.clone());
+        let manifest = &plugin.manifest;
+        let next =
+            new(&plugin.sha256, &manifest.name, &manifest.version, &manifest.abi, swap.isolation.to_string());
+        let next = self.parts.generations.add_generation(NewGeneration { swap: swap_id, ..next }).await?;
+        Ok((old, next))
+    }
+
+    /// Loads it apart from everything that serves, and asks whether it works.
+    async fn probe(&self, swap: &Swap, plugin: &Arc<PluginFile>) -> Result<Arc<Generation>, Refusal> {
+        let (runners, plugin) = (Arc::clone(&self.parts.runners), Arc::clone(plugin));
+        let config = swap.config.clone();
+        let work = move || {
+            let backend = runners.on_trial(&config, &plugin).map_err(Refusal::from)?;
+            backend.probe().map_err(|error| {
+                Refusal::new("probe_failed", format!("the candidate says that it does not work: {error}"))
+            })?;
+            Ok(Arc::new(Generation::of("trial", backend)))
+        };
+        on_thread("probe", swap.settings.shadow_deadline, &*self.parts.clock, work).await?
+    }
+
+    async fn shadow(&self, swap: &Swap, candidate: Arc<Generation>) -> Result<(), Refusal> {
+        let recorded = self.recorded(&swap.plan.runner, swap.settings.shadow_cycles).await?;
+        let view = Arc::clone(&swap.view);
+        let report = shadow::replay(
+            &candidate,
+            recorded,
+            swap.settings.shadow_deadline,
+            swap.settings.tolerance,
+            &*self.parts.clock,
+            |_| show(&view, |_| ()),
+        )
+        .await;
+        let refusal = report.refusal();
+        show(&swap.view, |seen| seen.shadow = Some(report));
+        refusal.map_or(Ok(()), Err)
+    }
+
+    pub(super) async fn recorded(
+        &self,
+        runner: &str,
+        limit: usize,
+    ) -> Result<Vec<crate::store::RecordedCycle>, Refusal> {
+        let (generations, runner) = (Arc::clone(&self.parts.generations), runner.to_owned());
+        let read = tokio::task::spawn_blocking(move || generations.recent_cycles(&runner, limit)).await;
+        Ok(read.unwrap_or(Err(crate::store::Error::Closed))?)
+    }
+
+    /// Loads it as it will serve.
+    async fn stand_by(&self, swap: &Swap, plugin: &Arc<PluginFile>) -> Result<Arc<Generation>, Refusal> {
+        if swap.isolation == Isolation::InProcess {
+            let held = self.parts.runners.leaked_with(plugin.bytes.len() as u64);
+            let most = swap.settings.max_leaked;
+            if held > most {
+                let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+                let message = format!(
+                    "replaced versions would hold {} MiB of this process; swap.max_leaked is {} MiB",
+                    mib(held),
+                    mib(most)
+                );
+                let remedy = "restart the daemon, or give the runner isolation process or sandbox";
+                return Err(Refusal::new("leak_cap", message).remedy(remedy));
+            }
+        }
+        let (runners, plugin) = (Arc::clone(&self.parts.runners), Arc::clone(plugin));
+        let name = swap.plan.runner.clone();
+        let work = move || runners.prepare(&name, &plugin).map_err(Refusal::from);
+        on_thread("load", swap.settings.shadow_deadline, &*self.parts.clock, work).await?
+    }
+
+    /// Hands the state over at a cycle boundary, if there is one to hand over. New cycles wait from
+    /// then until the guard goes, so that nothing is forgotten between export and flip.
+    async fn hand_over<'a>(
+        &'a self,
+        swap: &'a Swap,
+        plugin: &PluginFile,
+        ready: &Arc<Generation>,
+    ) -> Result<(Option<Held<'a>>, Option<State>), Refusal> {
+        let told = |what: &str| show(&swap.view, |seen| seen.handover = Some(what.to_owned()));
+        if swap.plan.cold {
+            told("cold");
+            return Ok((None, None));
+        }
+        let (runners, sha256) = (Arc::clone(&self.parts.runners), swap.serves.identity().generation.clone());
+        let states =
+            tokio::task::spawn_blocking(move || runners.kept(&sha256).map(|plugin| plugin.manifest.states));
+        // What keeps no state says so in its manifest, and nobody waits for it.
+        if states.await.is_ok_and(|states| states.is_ok_and(|states| states.is_empty())) {
+            told("none");
+            return Ok((None, None));
+        }
+        let runner = swap.plan.runner.as_str();
+        self.parts.runners.hold(runner, true);
+        let held = Held { inner: self, runner };
+        self.parts.dispatch.runners_changed();
+        let limit = swap.settings.drain_timeout;
+        if !self.parts.dispatch.runner_idle(runner, limit).await {
+            let message = format!("its cycles did not come to a boundary within {} s", limit.as_secs_f64());
+            let remedy = "try again later, raise swap.drain_timeout, or begin without the state: --cold";
+            return Err(Refusal::new("no_boundary", message).remedy(remedy));
+        }
+        let limit = swap.settings.shadow_deadline;
+        let serves = Arc::clone(&swap.serves);
+        let exported = on_thread("export_state", limit, &*self.parts.clock, move || serves.export_state());
+        let Some(state) = exported.await?.map_err(|error| state_error("export_failed", &error))? else {
+            told("none");
+            return Ok((Some(held), None));
+        };
+        if !plugin.manifest.states.contains(&state.schema) {
+            // Back to what served before: better without the newer state than not at all.
+            if swap.plan.back {
+                told("cold");
+                return Ok((Some(held), None));
+            }
+            let message = format!(
+                "the version that serves keeps state of schema {:?}\nthe candidate reads {:?}",
+                state.schema, plugin.manifest.states
+            );
+            let remedy = "list the schema in the candidate's manifest, or begin without the state: --cold";
+            return Err(Refusal::new("state_unreadable", message).remedy(remedy));
+        }
+        let (next, given) = (Arc::clone(ready), state.clone());
+        let imported = on_thread("import_state", limit, &*self.parts.clock, move || next.import_state(given));
+        imported.await?.map_err(|error| state_error("import_failed", &error))?;
+        told(&state.schema);
+        Ok((Some(held), Some(state)))
+    }
+
+    /// The commit, then the flip: from here on the candidate serves.
+    async fn flip(
+        self: &Arc<Self>,
+        swap: &Swap,
+        (old, next): (i64, i64),
+        ready: Arc<Generation>,
+        handover: Option<State>,
+    ) -> Result<(), Refusal> {
+        use GenerationEvent as E;
+        let runner = swap.plan.runner.as_str();
+        let on_trial = swap.settings.canary_cycles > 0 && !swap.plan.back;
+        let leaves = if swap.plan.back {
+            E::RollBack
+        } else if on_trial {
+            E::StandBack
+        } else {
+            E::Drain
+        };
+        let reason = swap.plan.back.then(|| "taken back".to_owned());
+        let activate =
+            GenerationMove { canary: on_trial, handover, ..GenerationMove::new(next, E::Activate, None) };
+        let moves = vec![activate, GenerationMove::new(old, leaves, reason)];
+        let baseline =
+            if on_trial { self.recorded(runner, crate::store::RECENT_MAX).await? } else { Vec::new() };
+        self.parts.generations.move_generations(moves, self.parts.clock.now()).await?;
+        let from = &swap.serves.identity().generation;
+        let to = &ready.identity().generation;
+        let pin = (swap.configured.as_ref() != Some(to))
+            .then(|| Pin { sha256: to.clone(), configured: swap.configured.clone() });
+        let trial = on_trial.then(|| {
+            Trial::new(
+                Arc::clone(&swap.view),
+                &swap.settings,
+                &baseline,
+                (old, next),
+                Arc::clone(&swap.serves),
+            )
+        });
+        self.forget_rolled_back(runner, to);
+        if let Some(trial) = &trial {
+            // Before the first cycle can end on it.
+            self.table().trials.insert(runner.to_owned(), Arc::clone(trial));
+        }
+        let flipped = self.parts.runners.flip(runner, from, Arc::clone(&ready), pin, &*self.parts.clock);
+        let former = match flipped {
+            Ok(former) => former,
+            Err(error) => {
+                self.table().trials.remove(runner);
+                return Err(self.take_back((old, next), leaves, error.into()).await);
+            }
+        };
+        self.parts.dispatch.runners_changed();
+        tracing::info!(runner, generation = to, from, swap = swap.view.borrow().id, "runner_swapped");
+        match trial {
+            Some(trial) => {
+                show(&swap.view, |seen| seen.stage = Stage::Canary);
+                self.watch_trial(trial);
+            }
+            None => {
+                show(&swap.view, |seen| seen.stage = Stage::Drain);
+                let row = (!swap.plan.back).then_some(old);
+                self.spawn_drain(
+                    runner.to_owned(),
+                    former,
+                    row,
+                    Some(Arc::clone(&swap.view)),
+                    &swap.settings,
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// The slot got another generation while the flip was committed: a reload. The store must say
+    /// again what is true; the next start or reload adopts what serves then.
+    async fn take_back(&self, (old, next): (i64, i64), left: GenerationEvent, why: Refusal) -> Refusal {
+        use GenerationEvent as E;
+        let mut moves = vec![GenerationMove::new(next, E::RollBack, Some(why.message.clone()))];
+        if left != E::RollBack {
+            moves.push(GenerationMove::new(old, E::Activate, None));
+        }
+        if let Err(error) = self.parts.generations.move_generations(moves, self.parts.clock.now()).await {
+            tracing::error!(%error, "swap_not_taken_back");
+        }
+        Refusal::new("conflict", "the runner was configured anew while it was swapped").remedy("try again")
+    }
+
+    async fn moved(&self, n: i64, event: GenerationEvent) -> Result<(), Refusal> {
+        let step = GenerationMove::new(n, event, None);
+        Ok(self.parts.generations.move_generations(vec![step], self.parts.clock.now()).await?)
+    }
+}
+
+fn state_error(code: &str, error: &RunnerError) -> Refusal {
+    Refusal::new(code, format!("its state could not be handed over: {error}"))
+        .remedy("begin without the state: --cold")
+}

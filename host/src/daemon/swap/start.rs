@@ -1,0 +1,132 @@
+//! What a start finds of swaps: which versions were swapped in, and trials that are not over.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::trial::Trial;
+use super::view::{Stage, SwapView};
+use super::{Inner, Swaps, on_thread};
+use crate::domain::generation::GenerationState;
+use crate::runner::{Pin, Runners};
+use crate::store::{self, GenerationRow, GenerationStore, NewGeneration};
+
+/// What swaps have put in place of configured files, of rows that are open after a start.
+#[must_use]
+pub fn pins(open: &[GenerationRow]) -> BTreeMap<String, Pin> {
+    let active = open.iter().filter(|row| row.state == GenerationState::Active && row.swap.is_some());
+    active
+        .map(|row| {
+            (row.runner.clone(), Pin { sha256: row.sha256.clone(), configured: row.configured.clone() })
+        })
+        .collect()
+}
+
+/// Records which generations serve the slots now. A version that was swapped in ends when the
+/// configuration names another file by now. Blocks for the files.
+///
+/// # Errors
+/// The store's.
+pub fn adopt(
+    runners: &Runners,
+    generations: &dyn GenerationStore,
+    at: chrono::DateTime<chrono::Utc>,
+) -> store::Result<()> {
+    for status in runners.status() {
+        let (Some(identity), Ok(Some(config))) = (status.identity, runners.config(&status.name)) else {
+            continue;
+        };
+        let new = NewGeneration {
+            runner: status.name,
+            sha256: identity.generation,
+            name: identity.name,
+            version: identity.version,
+            abi: identity.abi,
+            isolation: status.isolation.map(|isolation| isolation.to_string()).unwrap_or_default(),
+            swap: None,
+            configured: runners.sources(&config).configured,
+            at,
+        };
+        generations.adopt_generation(new, "configured".to_owned()).wait()?;
+    }
+    Ok(())
+}
+
+impl Swaps {
+    /// Takes up the trials that were open when the daemon stopped, and remembers versions that
+    /// failed theirs, for the cycles they began. To be called before cycles run.
+    pub async fn resume(&self, open: Vec<GenerationRow>) {
+        let inner = &self.0;
+        let generations = Arc::clone(&inner.parts.generations);
+        let read = tokio::task::spawn_blocking(move || generations.generations(None, super::ROLLED_BACK_MAX));
+        for row in read.await.ok().and_then(Result::ok).unwrap_or_default().into_iter().rev() {
+            match row.state {
+                GenerationState::RolledBack => inner.remember_rolled_back(&row.runner, &row.sha256),
+                GenerationState::Active => inner.forget_rolled_back(&row.runner, &row.sha256),
+                _ => {}
+            }
+        }
+        for row in open.iter().filter(|row| row.canary && row.state == GenerationState::Active) {
+            let former = open
+                .iter()
+                .find(|other| other.runner == row.runner && other.state == GenerationState::Standby);
+            if let Some(former) = former {
+                inner.resume_trial(row, former).await;
+            }
+        }
+    }
+}
+
+impl Inner {
+    async fn resume_trial(self: &Arc<Self>, row: &GenerationRow, former: &GenerationRow) {
+        let runner = row.runner.as_str();
+        let serves = match self.parts.runners.current(runner) {
+            Ok(serves) if serves.identity().generation == row.sha256 => serves,
+            // The configuration names another file by now; adopting it has ended the trial.
+            _ => return,
+        };
+        let settings = self.settings();
+        let (runners, name, sha256) =
+            (Arc::clone(&self.parts.runners), runner.to_owned(), former.sha256.clone());
+        let load = move || runners.kept(&sha256).and_then(|plugin| runners.prepare(&name, &plugin));
+        let limit = settings.shadow_deadline;
+        let standby = match on_thread("load", limit, &*self.parts.clock, load).await {
+            Ok(Ok(standby)) => standby,
+            Ok(Err(error)) => {
+                return tracing::error!(runner, generation = former.sha256, %error, "runner_predecessor_lost");
+            }
+            Err(refusal) => {
+                return tracing::error!(runner, generation = former.sha256, %refusal, "runner_predecessor_lost");
+            }
+        };
+        if let Some(state) = row.handover.clone() {
+            let imported =
+                on_thread("import_state", limit, &*self.parts.clock, move || serves.import_state(state));
+            if let Ok(Err(error)) = imported.await {
+                tracing::error!(runner, %error, "runner_state_lost");
+            }
+        }
+        let id = row.swap.clone().unwrap_or_default();
+        let mut seen = SwapView::new(id.clone(), runner, row.sha256.clone(), row.since);
+        seen.stage = Stage::Canary;
+        seen.generation = Some(row.sha256.clone());
+        seen.from = Some(former.sha256.clone());
+        (seen.name, seen.version) = (Some(row.name.clone()), Some(row.version.clone()));
+        let view = Arc::new(watch::Sender::new(seen));
+        let recorded = self.recorded(runner, crate::store::RECENT_MAX).await.unwrap_or_default();
+        let before: Vec<_> = recorded.into_iter().filter(|cycle| cycle.generation != row.sha256).collect();
+        let past = (self.parts.clock.now() - row.since).to_std().unwrap_or(Duration::ZERO);
+        let time = settings.canary_time.saturating_sub(past);
+        let rows = (former.n, row.n);
+        let trial = Trial::for_time(Arc::clone(&view), &settings, &before, rows, standby, time);
+        {
+            let mut table = self.table();
+            table.views.push_back((id, view));
+            table.trials.insert(runner.to_owned(), Arc::clone(&trial));
+        }
+        tracing::info!(runner, generation = row.sha256, "runner_trial_resumed");
+        self.watch_trial(trial);
+    }
+}

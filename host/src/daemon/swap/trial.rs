@@ -1,0 +1,277 @@
+//! A version on trial, and the end of the one before it: passed, its predecessor's last cycles are
+//! waited for; failed, the predecessor has the slot again at once.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use kairos_plugin_api::Usage;
+use serde_json::json;
+use tokio::sync::{Notify, watch};
+
+use super::canary::{Counters, Counts, Decision};
+use super::view::{Refusal, Stage, SwapView};
+use super::{Inner, Settings, on_thread, show};
+use crate::daemon::dispatch::STOP_GRACE;
+use crate::daemon::dispatch::ports::{OnTrial, TrialCycle, Trials};
+use crate::domain::generation::GenerationEvent;
+use crate::runner::{self, Generation};
+use crate::store::{GenerationMove, RecordedCycle};
+
+/// A version that has just taken its slot.
+pub(super) struct Trial {
+    pub view: Arc<watch::Sender<SwapView>>,
+    settings: Settings,
+    rows: (i64, i64),
+    /// Stands by, with its state as it was.
+    former: Arc<Generation>,
+    counters: Mutex<Counters>,
+    /// None while it is open, then how it ended. Held while the end is recorded.
+    ended: tokio::sync::Mutex<Option<Result<(), String>>>,
+    /// It has passed, or failed.
+    decided: Notify,
+    /// How long it goes on from its beginning here.
+    time: Duration,
+}
+
+impl Trial {
+    pub fn new(
+        view: Arc<watch::Sender<SwapView>>,
+        settings: &Settings,
+        recorded: &[RecordedCycle],
+        rows: (i64, i64),
+        former: Arc<Generation>,
+    ) -> Arc<Self> {
+        Self::for_time(view, settings, recorded, rows, former, settings.canary_time)
+    }
+
+    /// One that goes on after a start, for the rest of its time.
+    pub fn for_time(
+        view: Arc<watch::Sender<SwapView>>,
+        settings: &Settings,
+        recorded: &[RecordedCycle],
+        rows: (i64, i64),
+        former: Arc<Generation>,
+        time: Duration,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            view,
+            settings: settings.clone(),
+            rows,
+            former,
+            counters: Mutex::new(Counters::new(recorded)),
+            ended: tokio::sync::Mutex::new(None),
+            decided: Notify::new(),
+            time,
+        })
+    }
+
+    fn book(&self, counts: Counts, usage: Usage) -> Decision {
+        let mut counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        let decision = counters.book(counts, usage, &self.settings);
+        let shown = counters.view(&self.settings);
+        drop(counters);
+        show(&self.view, |seen| seen.canary = Some(shown));
+        decision
+    }
+}
+
+impl Trials for Inner {
+    fn ended<'a>(&'a self, cycle: TrialCycle<'a>) -> Pin<Box<dyn Future<Output = OnTrial> + Send + 'a>> {
+        Box::pin(self.cycle_ended(cycle))
+    }
+}
+
+impl Inner {
+    async fn cycle_ended(&self, cycle: TrialCycle<'_>) -> OnTrial {
+        let trial = {
+            let table = self.table();
+            let trial = table.trials.get(cycle.runner);
+            trial.filter(|trial| trial.is_of(cycle.generation)).cloned()
+        };
+        let Some(trial) = trial else {
+            // A cycle that its trial left behind.
+            return if self.was_rolled_back(cycle.runner, cycle.generation) {
+                OnTrial::RunAgain("its version was rolled back".to_owned())
+            } else {
+                OnTrial::Keep
+            };
+        };
+        match trial.book(Counts::of(cycle.verdict), cycle.usage) {
+            Decision::GoOn => OnTrial::Keep,
+            Decision::Pass => {
+                trial.decided.notify_one();
+                OnTrial::Keep
+            }
+            Decision::RollBack(why) => match self.end_trial_badly(&trial, &why).await {
+                Ok(()) => OnTrial::RunAgain(format!("rolled back: {why}")),
+                // Passed meanwhile, or the store takes nothing now: the end counts as it is.
+                Err(refusal) => {
+                    tracing::error!(runner = cycle.runner, %refusal, "swap_not_rolled_back");
+                    OnTrial::Keep
+                }
+            },
+        }
+    }
+
+    /// Gives the slot back to the version before. Recorded, flipped and offered when this returns.
+    pub(super) async fn end_trial_badly(&self, trial: &Arc<Trial>, why: &str) -> Result<(), Refusal> {
+        let mut ended = trial.ended.lock().await;
+        match &*ended {
+            None => {}
+            Some(Err(_)) => return Ok(()),
+            Some(Ok(())) => return Err(Refusal::new("conflict", "its trial has ended well already")),
+        }
+        let (runner, failed) = {
+            let seen = trial.view.borrow();
+            (seen.runner.clone(), seen.generation.clone().unwrap_or_default())
+        };
+        let (old, next) = trial.rows;
+        let back = vec![
+            GenerationMove::new(next, GenerationEvent::RollBack, Some(why.to_owned())),
+            GenerationMove::new(
+                old,
+                GenerationEvent::Activate,
+                Some("the successor's trial failed".to_owned()),
+            ),
+        ];
+        self.parts.generations.move_generations(back, self.parts.clock.now()).await?;
+        *ended = Some(Err(why.to_owned()));
+        let pin = self.pin_of(&runner, &trial.former).await;
+        let flipped =
+            self.parts.runners.flip(&runner, &failed, Arc::clone(&trial.former), pin, &*self.parts.clock);
+        // Cycles that it began and that are still under way are its own; their failures are done again.
+        self.remember_rolled_back(&runner, &failed);
+        self.table().trials.remove(&runner);
+        self.freed.send_modify(|count| *count += 1);
+        self.parts.dispatch.runners_changed();
+        match flipped {
+            Ok(former) => self.spawn_drain(runner.clone(), former, None, None, &trial.settings),
+            // A reload put something else in the slot; that serves.
+            Err(error) => tracing::error!(runner, %error, "swap_rolled_back_without_a_flip"),
+        }
+        tracing::warn!(runner, generation = failed, why, "runner_rolled_back");
+        show(&trial.view, |seen| {
+            seen.stage = Stage::RolledBack;
+            seen.refusal = Some(Refusal::new("rolled_back", why));
+        });
+        trial.decided.notify_one();
+        Ok(())
+    }
+
+    /// What serves a slot in place of the configured file when this generation does.
+    async fn pin_of(&self, runner: &str, generation: &Generation) -> Option<runner::Pin> {
+        let config = self.parts.runners.config(runner).ok().flatten()?;
+        let runners = Arc::clone(&self.parts.runners);
+        let sources = tokio::task::spawn_blocking(move || runners.sources(&config)).await.ok()?;
+        let sha256 = generation.identity().generation.clone();
+        (sources.configured.as_ref() != Some(&sha256))
+            .then_some(runner::Pin { sha256, configured: sources.configured })
+    }
+
+    /// Waits for the end of a trial on a task of its own.
+    pub(super) fn watch_trial(self: &Arc<Self>, trial: Arc<Trial>) {
+        let inner = Arc::clone(self);
+        self.runtime.spawn(async move {
+            let clock = &inner.parts.clock;
+            tokio::select! {
+                () = trial.decided.notified() => {}
+                () = clock.sleep_until(clock.monotonic() + trial.time) => {}
+            }
+            inner.end_trial_well(&trial).await;
+        });
+    }
+
+    async fn end_trial_well(self: &Arc<Self>, trial: &Arc<Trial>) {
+        let mut ended = trial.ended.lock().await;
+        if ended.is_some() {
+            return;
+        }
+        let (runner, generation) = {
+            let seen = trial.view.borrow();
+            (seen.runner.clone(), seen.generation.clone().unwrap_or_default())
+        };
+        let (old, _) = trial.rows;
+        let step =
+            GenerationMove::new(old, GenerationEvent::Drain, Some("its successor has passed".to_owned()));
+        if let Err(error) = self.parts.generations.move_generations(vec![step], self.parts.clock.now()).await
+        {
+            // The trial stays open in the store; the next start takes it up.
+            tracing::error!(runner, %error, "swap_trial_end_not_recorded");
+        }
+        *ended = Some(Ok(()));
+        self.table().trials.remove(&runner);
+        self.freed.send_modify(|count| *count += 1);
+        tracing::info!(runner, generation, "runner_passed_its_trial");
+        show(&trial.view, |seen| seen.stage = Stage::Drain);
+        let (former, view) = (Arc::clone(&trial.former), Arc::clone(&trial.view));
+        self.spawn_drain(runner, former, Some(old), Some(view), &trial.settings);
+    }
+
+    /// Waits for the last cycles of a version that serves no more, then stops them, then waits no
+    /// longer. `row` is retired then.
+    pub(super) fn spawn_drain(
+        &self,
+        runner: String,
+        former: Arc<Generation>,
+        row: Option<i64>,
+        view: Option<Arc<watch::Sender<SwapView>>>,
+        settings: &Settings,
+    ) {
+        let Some(inner) = self.this() else { return };
+        let limit = settings.drain_timeout;
+        let call = settings.shadow_deadline;
+        self.runtime.spawn(async move {
+            let reason = inner.drain(&former, limit, call).await;
+            if let Some(n) = row {
+                let step = GenerationMove::new(n, GenerationEvent::Drained, Some(reason.to_owned()));
+                let at = inner.parts.clock.now();
+                if let Err(error) = inner.parts.generations.move_generations(vec![step], at).await {
+                    tracing::warn!(%error, runner, "generation_not_retired");
+                }
+            }
+            let sha256 = &former.identity().generation;
+            let serves = inner.parts.runners.current(&runner);
+            // It may be back by now.
+            if serves.is_ok_and(|serves| serves.identity().generation != *sha256) {
+                inner.parts.runners.unpin(&runner, sha256);
+            }
+            tracing::info!(runner, generation = sha256, reason, "generation_retired");
+            inner
+                .event(
+                    "generation_retired",
+                    json!({"runner": runner, "generation": sha256, "reason": reason}),
+                )
+                .await;
+            if let Some(view) = view {
+                show(&view, |seen| seen.stage = Stage::Done);
+            }
+            // The instance goes, and with it a process of its own. Foreign code may run then.
+            drop(tokio::task::spawn_blocking(move || drop(former)).await);
+        });
+    }
+
+    async fn drain(&self, former: &Arc<Generation>, limit: Duration, call: Duration) -> &'static str {
+        let told = Arc::clone(former);
+        // Only a hint for the runner; one that does not take it is drained all the same.
+        let _ = on_thread("begin_drain", call, &*self.parts.clock, move || told.begin_drain()).await;
+        let sha256 = former.identity().generation.as_str();
+        if self.parts.dispatch.generation_idle(sha256, limit).await {
+            return "drained";
+        }
+        self.parts.dispatch.interrupt_generation(sha256);
+        if self.parts.dispatch.generation_idle(sha256, STOP_GRACE).await {
+            return "interrupted after swap.drain_timeout";
+        }
+        let left = self.parts.dispatch.abandon_generation(sha256);
+        let killed = left.iter().filter(|mandate| former.kill(mandate)).count();
+        if killed == left.len() { "killed after swap.drain_timeout" } else { "stuck: a thread does not end" }
+    }
+}
+
+impl Trial {
+    fn is_of(&self, generation: &str) -> bool {
+        self.view.borrow().generation.as_deref() == Some(generation)
+    }
+}

@@ -1,0 +1,143 @@
+//! A watched directory: a plugin file that is complete in it, by a rename or by the end of its
+//! writing, is swapped in for every runner whose plugin has its name. A bad file is reported once.
+//! Nothing polls; files that were there before are left alone.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
+use rustix::pipe::{PipeFlags, pipe_with};
+use tokio::sync::mpsc;
+
+use super::{SwapRequest, Swaps};
+use crate::runner::{LoadError, PluginFile};
+use crate::sys::files;
+
+/// Bytes of events that are read at once; one event is at most 272.
+const BUFFER: usize = 4096;
+/// Names that wait; the kernel keeps further ones.
+const WAITING: usize = 64;
+
+/// Watches until the directory is gone; never ends otherwise. To be run as a task of its own.
+///
+/// # Errors
+/// The directory cannot be made or watched, or is gone.
+pub async fn watch(swaps: Swaps, dir: PathBuf) -> std::io::Result<()> {
+    files::create_dirs(&dir).map_err(|error| std::io::Error::other(error.to_string()))?;
+    let queue = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+    let flags = WatchFlags::CLOSE_WRITE | WatchFlags::MOVED_TO | WatchFlags::ONLYDIR;
+    inotify::add_watch(&queue, &dir, flags)?;
+    // The thread ends when this end of the pipe goes with the task.
+    let (ends, _alive) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (send, mut receive) = mpsc::channel(WAITING);
+    let thread = std::thread::Builder::new().name("kairos-watch".to_owned());
+    thread.spawn(move || listen(&queue, &ends, &send))?;
+    tracing::info!(dir = %dir.display(), "plugins_watched");
+    loop {
+        match receive.recv().await {
+            Some(Ok(name)) => offered(&swaps, &dir.join::<PathBuf>(name)).await,
+            Some(Err(error)) => return Err(error),
+            None => return Err(std::io::Error::other("the thread that watches has ended")),
+        }
+    }
+}
+
+/// Tells the names of files that are complete, until `ends` is closed or nobody listens.
+fn listen(queue: &OwnedFd, ends: &OwnedFd, tell: &mpsc::Sender<std::io::Result<PathBuf>>) {
+    loop {
+        let mut ready = [PollFd::new(queue, PollFlags::IN), PollFd::new(ends, PollFlags::IN)];
+        match poll(&mut ready, None) {
+            Ok(_) if !ready[1].revents().is_empty() => return,
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return drop(tell.blocking_send(Err(error.into()))),
+        }
+        let names = match appeared(queue) {
+            Ok(names) => names.into_iter().map(Ok).collect(),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Vec::new(),
+            Err(error) => vec![Err(error)],
+        };
+        for name in names {
+            if tell.blocking_send(name).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// The files that are complete now.
+fn appeared(queue: &impl AsFd) -> std::io::Result<Vec<PathBuf>> {
+    let mut buffer = [std::mem::MaybeUninit::uninit(); BUFFER];
+    let mut reader = inotify::Reader::new(queue, &mut buffer);
+    let mut names: Vec<PathBuf> = Vec::new();
+    loop {
+        let event = reader.next()?;
+        if event.events().contains(ReadFlags::IGNORED) {
+            return Err(std::io::Error::new(std::io::ErrorKind::NotFound, "the watched directory is gone"));
+        }
+        let name = event.file_name().and_then(|name| name.to_str().ok()).filter(|name| is_plugin(name));
+        if let Some(name) = name.map(PathBuf::from).filter(|name| !names.contains(name)) {
+            names.push(name);
+        }
+        if reader.is_buffer_empty() {
+            return Ok(names);
+        }
+    }
+}
+
+/// Hidden names are of files that are still being copied.
+fn is_plugin(name: &str) -> bool {
+    !name.starts_with('.') && Path::new(name).extension().is_some_and(|extension| extension == "so")
+}
+
+/// Swaps a file in where its name is that of a plugin that serves.
+async fn offered(swaps: &Swaps, path: &Path) {
+    let at = path.to_owned();
+    let read = tokio::task::spawn_blocking(move || PluginFile::open(&at)).await;
+    let plugin = match read {
+        Ok(Ok(plugin)) => plugin,
+        Ok(Err(error)) => return report(swaps, path, &error),
+        Err(panic) => return tracing::error!(path = %path.display(), %panic, "watched_file_not_read"),
+    };
+    let runners = swaps.0.parts.runners.status();
+    let of_name = |status: &&crate::runner::RunnerStatus| {
+        status.plugin.is_some()
+            && status.identity.as_ref().is_some_and(|identity| {
+                identity.name == plugin.manifest.name && identity.generation != plugin.sha256
+            })
+    };
+    let wanted: Vec<String> = runners.iter().filter(of_name).map(|status| status.name.clone()).collect();
+    if wanted.is_empty() {
+        tracing::info!(path = %path.display(), plugin = plugin.manifest.name, "watched_file_of_nobody");
+    }
+    for runner in wanted {
+        let (swaps, file) = (swaps.clone(), path.to_owned());
+        let inner = Arc::clone(&swaps.0);
+        // Its turn may be a trial away; other files must not wait for it.
+        inner.runtime.spawn(async move { take_turn(&swaps, runner, file).await });
+    }
+}
+
+/// Waits until the slot is free, and begins.
+async fn take_turn(swaps: &Swaps, runner: String, file: PathBuf) {
+    loop {
+        swaps.free(&runner).await;
+        let request = SwapRequest { runner: runner.clone(), file: file.clone(), cold: false };
+        match swaps.start(request) {
+            Ok(view) => {
+                return tracing::info!(runner, swap = view.id, file = %file.display(), "watched_file_swaps");
+            }
+            // Somebody was quicker.
+            Err(refusal) if refusal.code == "conflict" => {}
+            Err(refusal) => return tracing::warn!(runner, %refusal, "watched_file_refused"),
+        }
+    }
+}
+
+fn report(swaps: &Swaps, path: &Path, error: &LoadError) {
+    let seen = format!("{}: {}: {error}", path.display(), error.code());
+    if swaps.0.table().reported.insert(seen) {
+        tracing::warn!(path = %path.display(), code = error.code(), %error, "watched_file_bad");
+    }
+}

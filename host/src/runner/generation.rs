@@ -1,0 +1,158 @@
+//! One loaded version of a runner: its backend, the threads it is called on, and who is on it now.
+//!
+//! A cycle holds the generation that it began on and finishes on it, whatever its slot does
+//! meanwhile. Nothing here decides when a generation comes or goes.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kairos_plugin_api::{Mandate, Report, State};
+use tokio::sync::{oneshot, watch};
+
+use super::pool::Pool;
+use super::{HostCalls, Isolation, RunnerBackend, RunnerError, RunnerIdentity, panic_text};
+
+/// One loaded version of a runner. Cycles hold it; it is dropped when the last one is done.
+pub struct Generation {
+    identity: RunnerIdentity,
+    backend: Arc<dyn RunnerBackend>,
+    pool: Arc<Pool>,
+    deadline: Option<Duration>,
+    /// Calls of `run_cycle` that have not returned.
+    running: Arc<watch::Sender<usize>>,
+}
+
+impl fmt::Debug for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Generation").field("identity", &self.identity).finish_non_exhaustive()
+    }
+}
+
+/// Counts a call for as long as it is under way, a panic included.
+struct Call(Arc<watch::Sender<usize>>);
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.0.send_modify(|running| *running -= 1);
+    }
+}
+
+impl Generation {
+    /// A generation of its own, outside of any slot.
+    #[must_use]
+    pub fn of(name: &str, backend: Arc<dyn RunnerBackend>) -> Self {
+        Self::new(backend, Arc::new(Pool::new(name)), None)
+    }
+
+    pub(super) fn new(backend: Arc<dyn RunnerBackend>, pool: Arc<Pool>, deadline: Option<Duration>) -> Self {
+        let running = Arc::new(watch::Sender::new(0));
+        Self { identity: backend.identity().clone(), backend, pool, deadline, running }
+    }
+
+    /// Who runs.
+    #[must_use]
+    pub fn identity(&self) -> &RunnerIdentity {
+        &self.identity
+    }
+
+    /// Where its code runs.
+    #[must_use]
+    pub fn isolation(&self) -> Isolation {
+        self.backend.isolation()
+    }
+
+    pub(super) fn backend(&self) -> &dyn RunnerBackend {
+        &*self.backend
+    }
+
+    /// The configured time for one cycle.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Duration> {
+        self.deadline
+    }
+
+    /// Runs one cycle on a thread of the slot and sends the outcome. Does not block. Dropping the
+    /// receiver does not stop the runner: it is stopped by `should_stop` of `host`, with
+    /// [`Self::cancel`] as a nudge. An error of the receiver means that the thread died.
+    pub fn start(
+        &self,
+        mandate: Mandate,
+        host: Arc<dyn HostCalls>,
+    ) -> oneshot::Receiver<Result<Report, RunnerError>> {
+        let (send, receive) = oneshot::channel();
+        let backend = Arc::clone(&self.backend);
+        self.running.send_modify(|running| *running += 1);
+        let call = Call(Arc::clone(&self.running));
+        let cycle = move || {
+            let _call = call;
+            // Backends catch the runner's panics; this is for a panic of a backend.
+            catch_unwind(AssertUnwindSafe(|| backend.run_cycle(&mandate, host)))
+                .unwrap_or_else(|payload| Err(RunnerError::Panic(panic_text(&*payload))))
+        };
+        match self.pool.thread() {
+            // A caller that no longer listens has decided the cycle's fate already.
+            Ok(thread) => thread.run(cycle, |outcome| drop(send.send(outcome))),
+            Err(error) => drop(send.send(Err(no_thread(&error)))),
+        }
+        receive
+    }
+
+    /// How many calls have not returned.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        *self.running.borrow()
+    }
+
+    /// Ends when no call is under way. One that hangs keeps it waiting.
+    pub async fn idle(&self) {
+        let mut running = self.running.subscribe();
+        // The sender lives in this generation, so it cannot be gone.
+        let _ = running.wait_for(|running| *running == 0).await;
+    }
+
+    /// Nudges running cycles to look at `should_stop`.
+    pub fn cancel(&self) {
+        self.backend.cancel();
+    }
+
+    /// Ends the cycle of this mandate for good. False when it runs on a thread, which cannot be ended.
+    #[must_use]
+    pub fn kill(&self, mandate: &str) -> bool {
+        self.backend.kill(mandate)
+    }
+
+    /// Says that no new cycle will come.
+    pub fn begin_drain(&self) {
+        self.backend.begin_drain();
+    }
+
+    /// The state for a successor. Blocks on foreign code.
+    ///
+    /// # Errors
+    /// The runner's.
+    pub fn export_state(&self) -> Result<Option<State>, RunnerError> {
+        self.backend.export_state()
+    }
+
+    /// Hands a predecessor's state over. Blocks on foreign code.
+    ///
+    /// # Errors
+    /// The runner's.
+    pub fn import_state(&self, state: State) -> Result<(), RunnerError> {
+        self.backend.import_state(state)
+    }
+
+    /// Asks the runner whether it could work. Blocks on foreign code.
+    ///
+    /// # Errors
+    /// The runner's.
+    pub fn probe(&self) -> Result<(), RunnerError> {
+        self.backend.probe()
+    }
+}
+
+fn no_thread(error: &std::io::Error) -> RunnerError {
+    RunnerError::Unavailable(format!("no thread for it: {error}"))
+}

@@ -1,0 +1,357 @@
+//! The part of a swap that touches the slots: which file a slot is for, the flip, and how long
+//! it took. The pipeline around it is the daemon's.
+//!
+//! A flip replaces one pointer under the slots' lock. Cycles hold the generation they began on, so
+//! it takes nothing from anybody; the former generation stays at hand for them by its sha256.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use super::generation::Generation;
+use super::launch::{Isolation, RunnerConfig};
+use super::load_error::LoadError;
+use super::manifest::PluginFile;
+use super::slot::Runners;
+use super::{RunnerBackend, library};
+use crate::sys::clock::Clock;
+
+/// Flips whose times are kept.
+const KEPT: usize = 4096;
+/// Memory of its own that an image costs beside its file, in bytes. Measured.
+const IMAGE_OVERHEAD: u64 = 88 << 10;
+
+/// What a swap put in place of the configured file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pin {
+    /// What serves.
+    pub sha256: String,
+    /// What the configuration named when it was swapped in. When that file is another one some
+    /// day, the operator has changed his mind and the pin ends.
+    pub configured: Option<String>,
+}
+
+/// The files behind a slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sources {
+    /// What the configuration names; none when there is no such plugin now.
+    pub configured: Option<String>,
+    /// The pin that counts.
+    pub pin: Option<Pin>,
+}
+
+/// How long flips took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct FlipFigures {
+    /// How many there were.
+    pub count: u64,
+    /// Median time in the critical section, in nanoseconds.
+    pub held_p50_ns: u64,
+    /// 99th percentile of it.
+    pub held_p99_ns: u64,
+    /// Longest.
+    pub held_max_ns: u64,
+    /// 99th percentile of the wait for it.
+    pub waited_p99_ns: u64,
+}
+
+/// The account of flips.
+#[derive(Default)]
+pub(super) struct Flips(Mutex<Account>);
+
+#[derive(Default)]
+struct Account {
+    count: u64,
+    /// (waited, held) in nanoseconds, the last [`KEPT`].
+    last: VecDeque<(u64, u64)>,
+}
+
+impl Flips {
+    fn note(&self, waited: Duration, held: Duration) {
+        let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let mut account = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        account.count += 1;
+        if account.last.len() == KEPT {
+            account.last.pop_front();
+        }
+        account.last.push_back((nanos(waited), nanos(held)));
+    }
+
+    pub(super) fn figures(&self) -> FlipFigures {
+        let account = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let sorted = |pick: fn(&(u64, u64)) -> u64| {
+            let mut all: Vec<u64> = account.last.iter().map(pick).collect();
+            all.sort_unstable();
+            all
+        };
+        let (waited, held) = (sorted(|time| time.0), sorted(|time| time.1));
+        FlipFigures {
+            count: account.count,
+            held_p50_ns: at(&held, 50),
+            held_p99_ns: at(&held, 99),
+            held_max_ns: held.last().copied().unwrap_or(0),
+            waited_p99_ns: at(&waited, 99),
+        }
+    }
+}
+
+/// A percentile of sorted figures; 0 of none.
+fn at(sorted: &[u64], percent: usize) -> u64 {
+    let index = (sorted.len() * percent).div_ceil(100).saturating_sub(1);
+    sorted.get(index).copied().unwrap_or(0)
+}
+
+impl Runners {
+    /// What swaps have put in place of configured files, by runner. To be set before the runners
+    /// are configured.
+    pub fn set_pins(&self, pins: BTreeMap<String, Pin>) {
+        *self.pins.write().unwrap_or_else(PoisonError::into_inner) = pins;
+    }
+
+    /// The entry of a slot; none for a builtin.
+    ///
+    /// # Errors
+    /// There is no such runner.
+    pub fn config(&self, name: &str) -> Result<Option<RunnerConfig>, LoadError> {
+        let slots = self.read();
+        let slot = slots.get(name).ok_or_else(|| LoadError::UnknownRunner(name.to_owned()))?;
+        Ok(slot.config.clone())
+    }
+
+    /// The isolation in which a runner of this entry is started on that file.
+    ///
+    /// # Errors
+    /// `untrusted`, `isolation_unavailable`.
+    pub fn isolation_for(&self, config: &RunnerConfig, plugin: &PluginFile) -> Result<Isolation, LoadError> {
+        self.launcher.isolation_for(config, plugin)
+    }
+
+    /// The files behind a slot's entry. Reads the configured one.
+    #[must_use]
+    pub fn sources(&self, config: &RunnerConfig) -> Sources {
+        let configured = self.launcher.find(&config.plugin).ok().map(|plugin| plugin.sha256);
+        let pins = self.pins.read().unwrap_or_else(PoisonError::into_inner);
+        let pin = pins.get(&config.name).filter(|pin| counts(pin, configured.as_deref())).cloned();
+        Sources { configured, pin }
+    }
+
+    /// The file that a slot of this entry is served from: the configured one, or what was swapped
+    /// in since. A pinned file that is gone is no reason to serve nothing.
+    pub(super) fn file_of(&self, config: &RunnerConfig) -> Result<PluginFile, LoadError> {
+        let configured = self.launcher.find(&config.plugin);
+        let pin = {
+            let pins = self.pins.read().unwrap_or_else(PoisonError::into_inner);
+            let sha256 = configured.as_ref().ok().map(|plugin| plugin.sha256.as_str());
+            pins.get(&config.name).filter(|pin| counts(pin, sha256)).map(|pin| pin.sha256.clone())
+        };
+        let Some(sha256) = pin else { return configured };
+        match (self.launcher.open(&sha256), configured) {
+            (Ok(pinned), _) => Ok(pinned),
+            (Err(error), Err(_)) => Err(error),
+            (Err(error), Ok(configured)) => {
+                tracing::error!(runner = %config.name, %error, "runner_pin_lost");
+                Ok(configured)
+            }
+        }
+    }
+
+    /// Keeps a candidate's file.
+    ///
+    /// # Errors
+    /// `io`.
+    pub fn keep(&self, plugin: &PluginFile) -> Result<(), LoadError> {
+        self.launcher.keep(plugin)
+    }
+
+    /// A kept file.
+    ///
+    /// # Errors
+    /// `generation_gone`.
+    pub fn kept(&self, sha256: &str) -> Result<PluginFile, LoadError> {
+        self.launcher.open(sha256)
+    }
+
+    /// Removes kept files that nobody needs: how many.
+    ///
+    /// # Errors
+    /// `io`.
+    pub fn prune_kept(
+        &self,
+        used_before: SystemTime,
+        needed: impl Fn(&str) -> bool,
+    ) -> Result<usize, LoadError> {
+        self.launcher.store().prune(used_before, needed)
+    }
+
+    /// An instance of a candidate for a trial, apart from everything that serves.
+    ///
+    /// # Errors
+    /// Why it cannot be had.
+    pub fn on_trial(
+        &self,
+        config: &RunnerConfig,
+        plugin: &PluginFile,
+    ) -> Result<Arc<dyn RunnerBackend>, LoadError> {
+        match self.launcher.launch_for_trial(config, plugin) {
+            // Without workers an instance of its own is as far apart as it gets.
+            Err(LoadError::IsolationUnavailable(_)) => self.launcher.launch(config, plugin),
+            other => other,
+        }
+    }
+
+    /// A generation of that file for a slot, beside the one that serves. May take the time of a load.
+    ///
+    /// # Errors
+    /// Why it cannot be had.
+    pub fn prepare(&self, name: &str, plugin: &PluginFile) -> Result<Arc<Generation>, LoadError> {
+        let (config, pool) = {
+            let slots = self.read();
+            let slot = slots.get(name).ok_or_else(|| LoadError::UnknownRunner(name.to_owned()))?;
+            (slot.config.clone(), Arc::clone(&slot.pool))
+        };
+        let config = config.ok_or_else(|| LoadError::UnknownRunner(name.to_owned()))?;
+        Ok(Arc::new(self.load_file(&config, &pool, plugin)?))
+    }
+
+    /// Bytes that this process would hold for good with one more image of that size.
+    #[must_use]
+    pub fn leaked_with(&self, size: u64) -> u64 {
+        let leaked = library::leaked();
+        leaked.bytes + size + (leaked.images + 1) * IMAGE_OVERHEAD
+    }
+
+    /// Whether new cycles of a slot wait for a moment. See [`super::RunnerStatus::held`].
+    pub fn hold(&self, name: &str, held: bool) {
+        if let Some(slot) = self.write().get_mut(name) {
+            slot.held = held;
+        }
+    }
+
+    /// The flip: from now on new cycles of the slot begin on `next`, if it was `from` until now.
+    /// Gives the former generation, which stays at hand for the cycles it began until
+    /// [`Runners::unpin`].
+    ///
+    /// # Errors
+    /// Something else serves the slot by now.
+    pub fn flip(
+        &self,
+        name: &str,
+        from: &str,
+        next: Arc<Generation>,
+        pin: Option<Pin>,
+        clock: &dyn Clock,
+    ) -> Result<Arc<Generation>, LoadError> {
+        let asked = clock.monotonic();
+        let sha256 = next.identity().generation.clone();
+        let mut slots = self.write();
+        let entered = clock.monotonic();
+        let slot = slots.get_mut(name).ok_or_else(|| LoadError::UnknownRunner(name.to_owned()))?;
+        let former = match &slot.current {
+            Ok(current) if current.identity().generation == from => Arc::clone(current),
+            _ => return Err(LoadError::GenerationGone(from.to_owned())),
+        };
+        slot.current = Ok(next);
+        let again = slot.pinned.remove(&sha256);
+        slot.pinned.insert(from.to_owned(), Arc::clone(&former));
+        drop(slots);
+        let left = clock.monotonic();
+        self.flips.note(entered.saturating_sub(asked), left.saturating_sub(entered));
+        // Foreign code may run when it goes; not under the lock.
+        drop(again);
+        let mut pins = self.pins.write().unwrap_or_else(PoisonError::into_inner);
+        match pin {
+            Some(pin) => pins.insert(name.to_owned(), pin),
+            None => pins.remove(name),
+        };
+        Ok(former)
+    }
+}
+
+/// A pin counts for as long as the configuration names what it named then, or nothing at all.
+fn counts(pin: &Pin, configured: Option<&str>) -> bool {
+    match (configured, &pin.configured) {
+        (None, _) => true,
+        (Some(now), Some(then)) => now == then,
+        (Some(_), None) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runner::{Builtin, Launcher, PluginStore, SearchPath};
+    use crate::sys::clock::ManualClock;
+    use kairos_plugin_api::Report;
+    use std::path::Path;
+
+    fn generation(name: &str) -> Arc<Generation> {
+        let backend = Builtin::from_fn(name, |_, _| Ok(Report::ok()));
+        Arc::new(Generation::of(name, Arc::new(backend)))
+    }
+
+    fn sha(generation: &Generation) -> &str {
+        &generation.identity().generation
+    }
+
+    fn runners() -> Runners {
+        let search = SearchPath::new(Path::new("/nowhere"), None, None);
+        let runners = Runners::new(Launcher::in_process(search, PluginStore::new("/nowhere/store")));
+        runners.insert("r", Arc::new(Builtin::from_fn("one", |_, _| Ok(Report::ok()))));
+        runners
+    }
+
+    #[test]
+    fn a_flip_serves_the_next_and_keeps_the_former_for_the_cycles_it_began() {
+        let clock = ManualClock::at("2026-11-22T09:00:00Z".parse().unwrap());
+        let runners = runners();
+        let one = runners.current("r").unwrap();
+        let two = generation("two");
+        let former = runners.flip("r", sha(&one), Arc::clone(&two), None, &clock).unwrap();
+        assert!(Arc::ptr_eq(&former, &one));
+        assert_eq!(sha(&runners.current("r").unwrap()), sha(&two));
+        assert!(Arc::ptr_eq(&runners.pinned("r", sha(&one)).unwrap(), &one), "the same instance");
+        assert_eq!(runners.flips().count, 1);
+        // And back again.
+        runners.flip("r", sha(&two), Arc::clone(&one), None, &clock).unwrap();
+        assert!(Arc::ptr_eq(&runners.current("r").unwrap(), &one));
+        runners.unpin("r", sha(&two));
+        assert!(runners.pinned("r", sha(&two)).is_err(), "a builtin has no file to come back from");
+    }
+
+    #[test]
+    fn a_flip_from_what_serves_no_more_changes_nothing() {
+        let clock = ManualClock::at("2026-11-22T09:00:00Z".parse().unwrap());
+        let runners = runners();
+        let one = runners.current("r").unwrap();
+        let error = runners.flip("r", "another", generation("two"), None, &clock).unwrap_err();
+        assert_eq!(error.code(), "generation_gone");
+        assert!(Arc::ptr_eq(&runners.current("r").unwrap(), &one));
+        assert_eq!(runners.flips().count, 0);
+    }
+
+    #[test]
+    fn a_pin_ends_when_the_configured_file_is_another() {
+        let pin = |configured: Option<&str>| Pin {
+            sha256: "new".into(),
+            configured: configured.map(ToOwned::to_owned),
+        };
+        for (pin, configured, holds) in [
+            (pin(Some("a")), Some("a"), true),
+            (pin(Some("a")), Some("b"), false),
+            (pin(Some("a")), None, true),
+            (pin(None), Some("b"), false),
+            (pin(None), None, true),
+        ] {
+            assert_eq!(counts(&pin, configured), holds, "{pin:?} {configured:?}");
+        }
+    }
+
+    #[test]
+    fn percentiles_are_those_of_the_sorted_figures() {
+        let figures: Vec<u64> = (1..=100).collect();
+        assert_eq!((at(&figures, 50), at(&figures, 99), at(&figures, 100)), (50, 99, 100));
+        assert_eq!(at(&[], 99), 0);
+    }
+}

@@ -1,0 +1,154 @@
+//! What the store keeps of runners' generations: their lives, and the recorded cycles that a
+//! candidate is tried on. Plain data, and the requests that change and read it.
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, Utc};
+use kairos_plugin_api::{Mandate, Report, State, Usage};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{Pending, Result, StepRow};
+use crate::domain::generation::{GenerationEvent, GenerationState};
+
+/// Recorded cycles that are kept of each runner; older ones are forgotten with each that comes.
+pub const RECENT_MAX: usize = 64;
+
+/// Who a generation is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewGeneration {
+    /// The slot: the runner's key in the configuration.
+    pub runner: String,
+    /// Of its file; names the generation.
+    pub sha256: String,
+    /// From its manifest.
+    pub name: String,
+    /// From its manifest.
+    pub version: String,
+    /// `rust`, `c`, `builtin`.
+    pub abi: String,
+    /// `in_process`, `process`, `sandbox`.
+    pub isolation: String,
+    /// The swap that brings it; none for one that the configuration names.
+    pub swap: Option<String>,
+    /// sha256 of the file that the configuration names at this time.
+    pub configured: Option<String>,
+    /// Wall time.
+    pub at: DateTime<Utc>,
+}
+
+/// One step of a generation's life.
+#[derive(Clone, Debug)]
+pub struct GenerationMove {
+    /// Which row.
+    pub n: i64,
+    /// What happens to it.
+    pub event: GenerationEvent,
+    /// Why, for people; none keeps the reason it has.
+    pub reason: Option<String>,
+    /// True opens its trial; any other move ends one.
+    pub canary: bool,
+    /// What is known of it from now on; none keeps what is there.
+    pub details: Option<Value>,
+    /// The state its predecessor gave it.
+    pub handover: Option<State>,
+}
+
+impl GenerationMove {
+    /// A step and its reason.
+    #[must_use]
+    pub fn new(n: i64, event: GenerationEvent, reason: Option<String>) -> Self {
+        Self { n, event, reason, canary: false, details: None, handover: None }
+    }
+}
+
+/// A state and when it began.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrailEntry {
+    /// Where it stood.
+    pub state: GenerationState,
+    /// Since when.
+    pub at: DateTime<Utc>,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// One life of a version in a slot.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct GenerationRow {
+    /// Number in the store; grows with time.
+    pub n: i64,
+    /// The slot.
+    pub runner: String,
+    /// Of its file.
+    pub sha256: String,
+    /// From its manifest.
+    pub name: String,
+    /// From its manifest.
+    pub version: String,
+    /// `rust`, `c`, `builtin`.
+    pub abi: String,
+    /// `in_process`, `process`, `sandbox`.
+    pub isolation: String,
+    /// Where it stands.
+    pub state: GenerationState,
+    /// Since when.
+    pub since: DateTime<Utc>,
+    /// Why.
+    pub reason: Option<String>,
+    /// The swap that brought it.
+    pub swap: Option<String>,
+    /// sha256 of the configured file at that time.
+    pub configured: Option<String>,
+    /// True while it is on trial.
+    pub canary: bool,
+    /// The states it went through, oldest first.
+    pub trail: Vec<TrailEntry>,
+    /// What its replay showed.
+    pub details: Value,
+    /// The state its predecessor gave it.
+    #[serde(skip)]
+    pub handover: Option<State>,
+}
+
+/// A cycle that ended with a report, with all that its runner saw.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RecordedCycle {
+    /// As it was handed out.
+    pub mandate: Mandate,
+    /// The generation that ran it.
+    pub generation: String,
+    /// When it started.
+    pub started_at: DateTime<Utc>,
+    /// Its steps with their results, in order.
+    pub steps: Vec<StepRow>,
+    /// The runner's state as of its start.
+    pub state: HashMap<String, Value>,
+    /// What the runner said at its end.
+    pub report: Report,
+    /// What was booked on it.
+    pub usage: Usage,
+}
+
+/// The part of the store that runners' generations live in. As for the other requests: any thread,
+/// one short transaction each.
+pub trait GenerationStore: Send + Sync + 'static {
+    /// Begins the life of a candidate: its number.
+    fn add_generation(&self, new: NewGeneration) -> Pending<i64>;
+    /// Makes the generation that the configuration put in a slot its active one. Of the same sha256
+    /// as the active one that is known: nothing changes. Else everything open in that slot ends
+    /// first, for `reason`. Gives its number.
+    fn adopt_generation(&self, new: NewGeneration, reason: String) -> Pending<i64>;
+    /// Moves generations on, all of them in one commit or none.
+    fn move_generations(&self, moves: Vec<GenerationMove>, at: DateTime<Utc>) -> Pending<()>;
+    /// After a start: what never served is refused, what drained is retired; active ones stay, and
+    /// so do those that wait for the end of a successor's trial. Gives what is open then.
+    fn recover_generations(&self, at: DateTime<Utc>) -> Pending<Vec<GenerationRow>>;
+    /// Lives in a slot, or in all, newest first; 0 means all of them.
+    fn generations(&self, runner: Option<&str>, limit: usize) -> Result<Vec<GenerationRow>>;
+    /// The last cycles of a runner that ended with a report, newest first.
+    fn recent_cycles(&self, runner: &str, limit: usize) -> Result<Vec<RecordedCycle>>;
+    /// Every generation that an open mandate or a slot may still need, and the last few of each slot.
+    fn needed_generations(&self) -> Result<Vec<String>>;
+}

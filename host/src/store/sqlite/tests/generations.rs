@@ -1,0 +1,236 @@
+//! The lives of generations, and the recorded cycles that candidates are tried on.
+
+use super::*;
+use crate::domain::generation::{GenerationEvent as E, GenerationState as S};
+use kairos_plugin_api::{Report, State};
+
+fn new(sha256: &str, swap: Option<&str>) -> NewGeneration {
+    NewGeneration {
+        runner: "stub".into(),
+        sha256: sha256.into(),
+        name: "stub".into(),
+        version: "1.0.0".into(),
+        abi: "rust".into(),
+        isolation: "in_process".into(),
+        swap: swap.map(ToOwned::to_owned),
+        configured: Some("conf".into()),
+        at: at(0),
+    }
+}
+
+fn step(n: i64, event: E) -> GenerationMove {
+    GenerationMove::new(n, event, None)
+}
+
+fn states(bench: &Bench) -> Vec<(String, S)> {
+    let rows = bench.generations(Some("stub"), 0).unwrap();
+    rows.into_iter().map(|row| (row.sha256, row.state)).collect()
+}
+
+/// An active generation `old` and a candidate `new` that has come to standby.
+fn ready(bench: &Bench) -> (i64, i64) {
+    let old = bench.adopt_generation(new("old", None), "configured".into()).wait().unwrap();
+    let next = bench.add_generation(new("new", Some("s"))).wait().unwrap();
+    bench.move_generations(vec![step(next, E::Probe), step(next, E::Ready)], at(1)).wait().unwrap();
+    (old, next)
+}
+
+fn flip(bench: &Bench, old: i64, next: i64) {
+    let handover = Some(State { schema: "notes/1".into(), data: json!({"seen": 3}) });
+    let open = GenerationMove { canary: true, handover, ..step(next, E::Activate) };
+    bench.move_generations(vec![open, step(old, E::StandBack)], at(2)).wait().unwrap();
+}
+
+#[test]
+fn a_swap_is_one_commit_or_none() {
+    on_both(|bench| {
+        let (old, next) = ready(bench);
+        // The second half is impossible, so the first has not happened either.
+        let error = bench
+            .move_generations(vec![step(next, E::Activate), step(old, E::Drained)], at(2))
+            .wait()
+            .unwrap_err();
+        assert!(error.to_string().contains("active"), "{error}");
+        assert_eq!(states(bench), [("new".into(), S::Standby), ("old".into(), S::Active)]);
+        flip(bench, old, next);
+        assert_eq!(states(bench), [("new".into(), S::Active), ("old".into(), S::Standby)]);
+        let row = bench.generations(Some("stub"), 1).unwrap().remove(0);
+        assert!(row.canary);
+        assert_eq!(row.handover.unwrap().data, json!({"seen": 3}));
+        let trail: Vec<S> = row.trail.iter().map(|entry| entry.state).collect();
+        assert_eq!(trail, [S::Candidate, S::Probed, S::Standby, S::Active]);
+    });
+}
+
+#[test]
+fn a_start_ends_what_never_served_and_keeps_a_trial_with_its_predecessor() {
+    on_both(|bench| {
+        let (old, next) = ready(bench);
+        let open = bench.recover_generations(at(3)).wait().unwrap();
+        assert_eq!(open.len(), 1, "the candidate was not flipped to: {open:?}");
+        assert_eq!(states(bench), [("new".into(), S::Retired), ("old".into(), S::Active)]);
+        assert!(bench.move_generations(vec![step(next, E::Activate)], at(3)).wait().is_err());
+
+        let next = bench.add_generation(new("newer", Some("t"))).wait().unwrap();
+        bench.move_generations(vec![step(next, E::Probe), step(next, E::Ready)], at(4)).wait().unwrap();
+        flip(bench, old, next);
+        for _ in 0..2 {
+            let open = bench.recover_generations(at(5)).wait().unwrap();
+            let found: Vec<_> = open.iter().map(|row| (row.sha256.as_str(), row.state, row.canary)).collect();
+            assert_eq!(found, [("old", S::Standby, false), ("newer", S::Active, true)]);
+        }
+        bench
+            .move_generations(vec![step(old, E::Drain), GenerationMove::new(next, E::RollBack, None)], at(6))
+            .wait()
+            .unwrap();
+        assert!(
+            bench.recover_generations(at(7)).wait().unwrap().is_empty(),
+            "draining is over after a start"
+        );
+    });
+}
+
+#[test]
+fn another_configured_file_ends_what_was_open_and_the_same_changes_nothing() {
+    on_both(|bench| {
+        let (old, next) = ready(bench);
+        flip(bench, old, next);
+        assert_eq!(bench.adopt_generation(new("new", None), "configured".into()).wait().unwrap(), next);
+        assert_eq!(states(bench)[0], ("new".into(), S::Active));
+        let third = bench.adopt_generation(new("third", None), "the file changed".into()).wait().unwrap();
+        let found = states(bench);
+        let ended = [("third".to_owned(), S::Active), ("new".to_owned(), S::Retired)];
+        assert_eq!(found[..2], ended);
+        assert_eq!(found[2], ("old".into(), S::Retired));
+        assert!(third > next);
+        let needed = bench.needed_generations().unwrap();
+        assert!(
+            ["old", "new", "third"].iter().all(|name| needed.contains(&(*name).to_owned())),
+            "{needed:?}"
+        );
+    });
+}
+
+fn reported(bench: &Bench, id: &str, end: CycleEnd, puts: &[(&str, i64)]) -> Finished {
+    bench.add_manual(id);
+    let cycle = bench.claim_one();
+    let mut request = finish(&cycle, end);
+    request.report = Some(Report::ok().with_summary(id));
+    request.state_puts = puts.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
+    bench.finish(request).wait().unwrap()
+}
+
+#[test]
+fn cycles_that_ended_with_a_report_are_kept_with_what_their_runner_saw() {
+    on_both(|bench| {
+        let mut mandate = manual("two");
+        mandate.bounds.max_cycles = 2;
+        bench.add(mandate).wait().unwrap();
+        for (more, puts) in [(true, Some(1)), (false, None)] {
+            let cycle = bench.claim_one();
+            let mut request = finish(&cycle, if more { CycleEnd::More } else { CycleEnd::Done });
+            request.report = Some(Report { more, ..Report::ok() });
+            request.state_puts = puts.map(|value| ("seen".to_owned(), json!(value))).into_iter().collect();
+            bench.finish(request).wait().unwrap();
+        }
+        reported(bench, "gone", CycleEnd::Interrupted, &[]);
+        let found = bench.recent_cycles("stub", 10).unwrap();
+        assert_eq!(found.len(), 2, "an interrupted cycle has no end of its own");
+        assert_eq!((found[0].mandate.id.as_str(), found[0].mandate.cycle), ("two", 2));
+        assert_eq!(found[0].state, HashMap::from([("seen".to_owned(), json!(1))]), "as of its start");
+        assert_eq!((found[1].mandate.cycle, found[1].report.more), (1, true));
+        assert!(found[1].state.is_empty());
+        assert_eq!(found[1].generation, "gen-stub");
+        assert!(bench.recent_cycles("other", 10).unwrap().is_empty());
+    });
+}
+
+#[test]
+fn only_the_last_cycles_are_kept() {
+    in_memory(|bench| {
+        for number in 0..RECENT_MAX + 5 {
+            reported(bench, &format!("m{number}"), CycleEnd::Done, &[]);
+        }
+        let found = bench.recent_cycles("stub", usize::MAX).unwrap();
+        assert_eq!(found.len(), RECENT_MAX);
+        assert_eq!(found[0].mandate.id, format!("m{}", RECENT_MAX + 4), "newest first");
+    });
+}
+
+#[test]
+fn work_of_a_failed_trial_is_begun_afresh_unless_it_acted() {
+    on_both(|bench| {
+        // Two errors in a row would end it; a failed trial is no error of its own.
+        for (id, tool, intent, reply, state) in [
+            ("plain", None, json!({}), json!(null), MandateState::Queued),
+            (
+                "read",
+                Some("fs.read"),
+                json!({"repeatable": true}),
+                json!({"ok": {"ok": true}}),
+                MandateState::Queued,
+            ),
+            (
+                "refused",
+                Some("fs.edit"),
+                json!({"post_hash": "x"}),
+                json!({"ok": {"ok": false}}),
+                MandateState::Queued,
+            ),
+            (
+                "wrote",
+                Some("fs.edit"),
+                json!({"post_hash": "x"}),
+                json!({"ok": {"ok": true}}),
+                MandateState::Review,
+            ),
+        ] {
+            bench.add_manual(id);
+            let cycle = bench.claim_one();
+            if let Some(tool) = tool {
+                let mut begin = begin(&cycle, 1, Usage::ZERO, None);
+                (begin.kind, begin.name, begin.intent) = (StepKind::Tool, tool.into(), intent);
+                bench.begin_step(begin).wait().unwrap();
+                let mut settle = settle(&cycle, 1, Some(Usage::ZERO));
+                settle.result = reply;
+                bench.settle_step(settle).wait().unwrap();
+            }
+            let finished = bench.end(&cycle, CycleEnd::RolledBack);
+            assert_eq!(finished.state, state, "{id}");
+            let row = bench.cycles(id).unwrap().remove(0);
+            assert_eq!(row.status, Some(CycleStatus::RolledBack));
+            if state == MandateState::Review {
+                assert_eq!(finished.reason.as_deref(), Some("rolled_back_after_act"));
+                continue;
+            }
+            let again = bench.claim_one();
+            assert_eq!((again.mandate.id.as_str(), again.mandate.cycle, again.mandate.attempt), (id, 1, 2));
+            assert!(again.steps.is_empty(), "an empty record");
+            let failed = bench.end(&again, CycleEnd::Error);
+            assert_eq!(failed.state, MandateState::Queued, "its first error");
+            let last = bench.claim_one();
+            bench.end(&last, CycleEnd::Done);
+        }
+    });
+}
+
+#[test]
+fn a_store_of_the_first_version_is_copied_and_taken_over() {
+    use crate::store::sqlite::schema::{MIGRATIONS, VERSION, copy_name, migrate, version};
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.db");
+    let mut conn = Connection::open(&path).unwrap();
+    migrate(&mut conn, None, &MIGRATIONS[..1], 1).unwrap();
+    conn.close().unwrap();
+    let bench = Bench {
+        store: SqliteStore::open(OpenOptions { path: path.clone(), sink: None }).unwrap(),
+        dir: None,
+    };
+    reported(&bench, "m", CycleEnd::Done, &[]);
+    assert_eq!(bench.recent_cycles("stub", 1).unwrap().len(), 1);
+    assert!(bench.generations(None, 0).unwrap().is_empty());
+    bench.close().wait().unwrap();
+    let copy = Connection::open(copy_name(&path, 1)).unwrap();
+    assert_eq!(version(&copy, &path).unwrap(), Some(1));
+    assert_eq!(version(&Connection::open(&path).unwrap(), &path).unwrap(), Some(VERSION));
+}

@@ -1,0 +1,112 @@
+//! One runner in many versions: a test copies the file and writes another mode over the one in its
+//! data, so each version is a file of its own with a sha256 of its own. For tests only.
+//!
+//! Faults that are to show only after the flip wait for the mandate's parameter `trap`; cycles that
+//! were recorded without it replay as ever.
+
+use std::hint::black_box;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use kairos_plugin_api::{CallError, Context, CycleRunner, LlmRequest, Mandate, Report, State};
+use serde_json::{Value, json};
+
+kairos_plugin_api::export_runner!(
+    Variant,
+    name: "variant",
+    capabilities: &["llm", "tool"],
+    states: &["variant/1"],
+);
+
+/// What a test finds in the file; the 24 bytes after it are the mode, filled up with blanks.
+static MODE: [u8; 40] = *b"KAIROS-VARIANT: plain                   ";
+
+/// The state a version keeps between its cycles: how many it ran, its predecessors' included.
+struct Variant {
+    mode: String,
+    ran: AtomicU64,
+}
+
+impl CycleRunner for Variant {
+    fn new(_: &Value) -> Result<Self, CallError> {
+        // Read at run time: the compiler must not believe what it sees in the source.
+        let mode = String::from_utf8_lossy(&black_box(&MODE)[15..]).trim().to_owned();
+        match mode.as_str() {
+            "refuses" => return Err(CallError::invalid("this version refuses its params")),
+            "never-new" => std::thread::sleep(Duration::from_secs(3600)),
+            _ => {}
+        }
+        Ok(Self { mode, ran: AtomicU64::new(0) })
+    }
+
+    fn run_cycle(&self, mandate: &Mandate, ctx: &Context) -> Result<Report, CallError> {
+        let ran = self.ran.fetch_add(1, Ordering::SeqCst) + 1;
+        let param = |key: &str| mandate.params.get(key);
+        if let Some(prompt) = param("prompt").and_then(Value::as_str) {
+            ctx.llm(&LlmRequest::user(prompt))?;
+        }
+        if let Some(tool) = param("tool") {
+            ctx.tool(tool["name"].as_str().unwrap_or_default(), tool["args"].clone())?;
+        }
+        let mut left = param("sleep_ms").and_then(Value::as_u64).unwrap_or(0);
+        while left > 0 {
+            ctx.check_stop()?;
+            std::thread::sleep(Duration::from_millis(5));
+            left = left.saturating_sub(5);
+        }
+        self.misbehave(mandate, ctx)?;
+        let summary = format!("{} after {ran}", self.mode);
+        let mut report = Report::ok().with_summary(summary);
+        report.more = param("more").and_then(Value::as_bool).unwrap_or(false);
+        if self.mode == "dear" && trapped(mandate) {
+            report.llm_calls = 50;
+        }
+        Ok(report)
+    }
+
+    fn probe(&self) -> Result<(), CallError> {
+        match self.mode.as_str() {
+            "unwell" => Err(CallError::failed("this version does not feel well")),
+            _ => Ok(()),
+        }
+    }
+
+    fn export_state(&self) -> Result<Option<State>, CallError> {
+        let schema = if self.mode == "other-state" { "variant/2" } else { "variant/1" };
+        Ok(Some(State { schema: schema.to_owned(), data: json!({"ran": self.ran.load(Ordering::SeqCst)}) }))
+    }
+
+    fn import_state(&self, state: State) -> Result<(), CallError> {
+        let ran = state.data["ran"].as_u64().ok_or_else(|| CallError::invalid("no count in the state"))?;
+        self.ran.store(ran, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+impl Variant {
+    fn misbehave(&self, mandate: &Mandate, ctx: &Context) -> Result<(), CallError> {
+        match self.mode.as_str() {
+            "crashes" => panic!("this version crashes"),
+            "differs" => drop(ctx.llm(&LlmRequest::user("one call more"))?),
+            "fails" => return Err(CallError::failed("this version fails")),
+            "hangs" => hang(ctx),
+            "traps-panic" if trapped(mandate) => panic!("this version panics now"),
+            "traps-fail" if trapped(mandate) => return Err(CallError::failed("this version fails now")),
+            "traps-abort" if trapped(mandate) => std::process::abort(),
+            "traps-hang" if trapped(mandate) => hang(ctx),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+fn trapped(mandate: &Mandate) -> bool {
+    mandate.params.get("trap").and_then(Value::as_bool).unwrap_or(false)
+}
+
+/// Until somebody asks it to end.
+fn hang(ctx: &Context) {
+    while !ctx.should_stop() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
