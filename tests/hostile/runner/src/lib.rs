@@ -64,6 +64,11 @@ impl CycleRunner for Hostile {
             "unwrap" => drop(ctx.llm(&LlmRequest::user("?")).expect("an answer")),
             "swallow" => drop(ctx.llm(&LlmRequest::user("?"))),
             "panic" => panic!("asked to"),
+            // As often as a benchmark wants.
+            "ask" => {
+                let asks = mandate.params.get("asks").and_then(Value::as_u64).unwrap_or(0);
+                return Ok(Report { more: (0..asks).any(|_| ctx.should_stop()), ..Report::ok() });
+            }
             // Asks something else each time it is run.
             "fickle" => {
                 drop(ctx.llm(&LlmRequest::user(RandomState::new().build_hasher().finish().to_string()))?)
