@@ -3,7 +3,7 @@
 //! never downgraded.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use super::search::SearchPath;
 use super::trust::{Trust, TrustPolicy};
 use super::worker::{WorkerFactory, WorkerSpec};
 use super::{HostCalls, RunnerBackend, RunnerError, library};
-use crate::sys::sandbox::{Grants, Level};
+use crate::sys::sandbox::{Grants, Level, libraries};
 
 /// How far a runner is kept apart from the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -180,7 +180,7 @@ impl Launcher {
             self.store.vouch(&plugin.sha256, &policy.credentials(plugin))?;
         }
         if isolation != Isolation::InProcess {
-            return self.launch_worker(config, plugin, isolation);
+            return self.launch_worker(config, plugin, isolation, &[]);
         }
         if self.workers.is_some() {
             self.try_out(config, plugin)?;
@@ -207,7 +207,15 @@ impl Launcher {
     ) -> Result<Arc<dyn RunnerBackend>, LoadError> {
         library::check_version(&plugin.manifest)?;
         self.store.keep(plugin)?;
-        self.launch_worker(config, plugin, self.trial_isolation())
+        let mut config = config.clone();
+        if self.trust(plugin).holds() {
+            // It may run unconfined afterwards: a machine without a sandbox does not stop it, nor
+            // does a library of the system that it needs.
+            config.require = Level::None;
+            self.launch_worker(&config, plugin, self.trial_isolation(), &libraries())
+        } else {
+            self.launch_worker(&config, plugin, self.trial_isolation(), &[])
+        }
     }
 
     /// Maps, makes and probes it in a worker. Constructors run while a file is mapped, before
@@ -227,13 +235,16 @@ impl Launcher {
         config: &RunnerConfig,
         plugin: &PluginFile,
         isolation: Isolation,
+        libraries: &[PathBuf],
     ) -> Result<Arc<dyn RunnerBackend>, LoadError> {
         let workers = self.workers.as_ref().ok_or(LoadError::IsolationUnavailable(isolation))?;
         let path = self.store.path_of(&plugin.sha256);
         let spec = match isolation {
             Isolation::Sandbox => {
                 let spec = WorkerSpec::sandbox(&config.name, path, plugin, &config.params);
-                spec.granted(&self.grants(config, &plugin.manifest)?, config.require)
+                let mut grants = self.grants(config, &plugin.manifest)?;
+                grants.read.extend_from_slice(libraries);
+                spec.granted(&grants, config.require)
             }
             _ => WorkerSpec::process(&config.name, path, plugin, &config.params),
         };

@@ -69,6 +69,13 @@ pub fn programs() -> Vec<PathBuf> {
     places.iter().map(PathBuf::from).filter(|place| place.is_dir()).collect()
 }
 
+/// Where libraries of the system lie, with the loader's list of them.
+#[must_use]
+pub fn libraries() -> Vec<PathBuf> {
+    let places = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache"];
+    places.iter().map(PathBuf::from).filter(|place| place.exists()).collect()
+}
+
 /// The loaders that start dynamic programs: running any program means running one of these.
 pub(super) fn loaders() -> Vec<PathBuf> {
     let places = [
