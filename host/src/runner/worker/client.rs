@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use kairos_plugin_api::{CallError, Mandate, Report, State, code};
@@ -39,6 +39,8 @@ pub struct Worker {
     idle: Mutex<Vec<Idle>>,
     running: Mutex<BTreeMap<u64, Running>>,
     next: AtomicU64,
+    /// Set with its first cycle. Trials run none and need no spare worker.
+    serves: OnceLock<()>,
     /// What a predecessor handed over, for every process that is made from now on.
     inherited: Mutex<Option<State>>,
 }
@@ -74,6 +76,7 @@ impl Worker {
             idle: Mutex::new(vec![Idle { process, owner: None }]),
             running: Mutex::default(),
             next: AtomicU64::new(0),
+            serves: OnceLock::new(),
             inherited: Mutex::default(),
         }
     }
@@ -194,6 +197,7 @@ impl RunnerBackend for Worker {
     fn run_cycle(&self, mandate: &Mandate, host: Arc<dyn HostCalls>) -> Result<Report, RunnerError> {
         let payload = serde_json::to_vec(mandate).map_err(|error| RunnerError::Call(error.into()))?;
         let deadline = host.deadline().map_or(NO_DEADLINE, |deadline| deadline.timestamp_millis());
+        self.serves.get_or_init(|| self.factory.shared().serve());
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let owner = mandate.schedule.as_deref();
         let registered = Registered(self, number);
@@ -271,6 +275,9 @@ impl RunnerBackend for Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
+        if self.serves.get().is_some() {
+            self.factory.shared().unserve();
+        }
         for idle in std::mem::take(&mut *self.idle()) {
             self.factory.retire(idle.process);
         }

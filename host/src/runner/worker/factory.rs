@@ -144,6 +144,11 @@ impl WorkerFactory {
         self.0.shared.take().map_err(LoadError::NoWorker)
     }
 
+    /// What starts the workers, for those that keep one ready.
+    pub(super) fn shared(&self) -> &Shared {
+        &self.0.shared
+    }
+
     /// Lets a process end by itself.
     pub(super) fn retire(&self, process: Process) {
         self.0.shared.retire(process);

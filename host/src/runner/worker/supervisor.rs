@@ -46,6 +46,8 @@ struct State {
     failure: Option<String>,
     /// How many wait for a start.
     wanted: usize,
+    /// Runners with cycles, for whose next death a blank worker is kept ready.
+    served: usize,
     retired: VecDeque<Process>,
     closing: bool,
 }
@@ -103,6 +105,17 @@ impl Shared {
         // Another one is made ready in its place.
         self.wake();
         process
+    }
+
+    /// A runner begins to run cycles in workers: from now on a blank one is kept for it.
+    pub fn serve(&self) {
+        self.state().served += 1;
+        self.wake();
+    }
+
+    /// It will run no more of them.
+    pub fn unserve(&self) {
+        self.state().served -= 1;
     }
 
     /// Lets a worker end by itself, and sees to it that it does.
@@ -177,7 +190,8 @@ impl Thread {
                 self.see_off(process, now);
                 continue;
             }
-            let missing = (state.wanted + BLANKS).saturating_sub(state.blanks.len());
+            let spare = if state.served > 0 { BLANKS } else { 0 };
+            let missing = (state.wanted + spare).saturating_sub(state.blanks.len());
             let may = state.wanted > 0 && state.failure.is_none() || now >= self.refill_at;
             drop(state);
             if missing == 0 || !may {
