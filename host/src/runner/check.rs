@@ -43,6 +43,8 @@ pub struct CheckReport {
     pub isolation: Option<String>,
     /// Where it was tried.
     pub tried: Option<String>,
+    /// How far the worker that tried it was confined: `full`, `partial`.
+    pub sandbox: Option<String>,
     /// What is worth knowing of a file that loads.
     pub notes: Vec<String>,
     /// What is wrong.
@@ -98,7 +100,9 @@ fn inspect(path: &Path, launcher: &Launcher, report: &mut CheckReport) -> Result
     if manifest.panic == "abort" {
         report.notes.push("built with panic=abort, so it cannot run in_process".to_owned());
     }
-    launcher.try_out(&config, &plugin)
+    let reached = launcher.try_out(&config, &plugin)?;
+    report.sandbox = reached.map(|reached| reached.level.to_string());
+    Ok(())
 }
 
 impl CheckReport {
@@ -131,7 +135,8 @@ impl CheckReport {
             });
             line("trusted", &format!("{}: {trust}; {place}", if self.trusted { "yes" } else { "no" }));
         }
-        let tried = self.tried.as_ref().map(|tried| format!(", tried in a worker ({tried})"));
+        let level = self.sandbox.as_ref().map(|level| format!(" {level}")).unwrap_or_default();
+        let tried = self.tried.as_ref().map(|tried| format!(", tried in a worker ({tried}{level})"));
         line("loads", &format!("{}{}", if self.loads { "yes" } else { "no" }, tried.unwrap_or_default()));
         for note in &self.notes {
             line("note", &note.replace('\n', " "));

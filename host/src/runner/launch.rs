@@ -22,7 +22,7 @@ use super::search::SearchPath;
 use super::trust::{Trust, TrustPolicy};
 use super::worker::{WorkerFactory, WorkerSpec};
 use super::{HostCalls, RunnerBackend, RunnerError, library};
-use crate::sys::sandbox::{Grants, Level, libraries};
+use crate::sys::sandbox::{Grants, Level, Reached, libraries};
 
 /// How far a runner is kept apart from the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -218,16 +218,19 @@ impl Launcher {
         }
     }
 
-    /// Maps, makes and probes it in a worker. Constructors run while a file is mapped, before
-    /// anything of it can be checked, so this comes before the daemon maps one.
+    /// Maps, makes and probes it in a worker. Constructors run while a file is
+    /// mapped, before anything of it can be checked, so this comes before the daemon maps one.
+    /// Gives how far the worker was confined.
     ///
     /// # Errors
     /// As for [`Self::launch_for_trial`]; `crashed`, `probe_failed`.
-    pub fn try_out(&self, config: &RunnerConfig, plugin: &PluginFile) -> Result<(), LoadError> {
-        self.launch_for_trial(config, plugin)?.probe().map_err(|error| match error {
+    pub fn try_out(&self, config: &RunnerConfig, plugin: &PluginFile) -> Result<Option<Reached>, LoadError> {
+        let worker = self.launch_for_trial(config, plugin)?;
+        worker.probe().map_err(|error| match error {
             RunnerError::Died(death) => LoadError::Crashed(death.to_string()),
             other => LoadError::ProbeFailed(other.to_string()),
-        })
+        })?;
+        Ok(worker.sandbox().cloned())
     }
 
     fn launch_worker(
