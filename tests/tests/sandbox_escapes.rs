@@ -3,6 +3,7 @@
 //! succeed where they can, so this suite can fail.
 //!
 //! What one probe finds on the machine is what is asserted; `KAIROS_SANDBOX=full` demands all.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![allow(clippy::disallowed_methods, reason = "a test lays out plain files and reads its environment")]
 
 use std::fs;
