@@ -215,6 +215,23 @@ fn a_canary_that_fails_gives_its_place_back_and_its_mandate_succeeds_on_the_old_
 }
 
 #[test]
+fn a_canary_whose_worker_dies_is_rolled_back_and_its_mandate_succeeds_on_the_old_worker() -> Result<()> {
+    let root = isolated("plain", QUICK, "process");
+    let _daemon = started(&root)?;
+    run(&root, &["prompt=hello"])?;
+    swapped(&root, &trusted(&root, "traps-abort"));
+    let id = root.add("work", &["trap=true"]);
+    let row = root.wait_state(&id, &["succeeded", "failed", "review"])?;
+    assert_eq!(row["state"], "succeeded", "{row}");
+    assert_eq!(row["cycles"][0]["status"], "rolled_back");
+    assert_eq!(last_cycle(&row)["summary"], "plain after 2", "with its own state");
+    assert_eq!(states(&root), ["rolled_back", "active"]);
+    // Nothing of a version in a worker stays in the daemon.
+    assert_eq!(root.json(&["status"])["swaps"]["images"], 0);
+    Ok(())
+}
+
+#[test]
 fn a_canary_that_costs_too_much_is_rolled_back_and_its_work_stays_done() -> Result<()> {
     let root = root("plain", "swap: {canary_cycles: 5, canary_error_rate: 0}");
     let _daemon = started(&root)?;
