@@ -98,6 +98,8 @@ fn a_missing_or_broken_plugin_holds_only_its_own_mandates_until_it_is_mended() -
 
     fs::copy(plugin("stub"), root.file("libmended.so"))?;
     fs::rename(root.file("libmended.so"), &broken)?;
+    // It lies where anybody may have put it, so somebody has to speak for it.
+    root.json(&["plugin", "trust", broken.to_str().unwrap()]);
     root.json(&["reload"]);
     root.wait_state(&bad, &["succeeded"])?;
     assert_eq!(state(&root, &gone), "queued");

@@ -85,12 +85,27 @@ fn ask(root: &Root, request: &str) -> Option<String> {
     value["id"].as_str().map(str::to_owned)
 }
 
-/// Lets the daemon live for a random while, with requests by hand, then kills it.
+fn running(root: &Root) -> Vec<String> {
+    let list = root.json(&["mandate", "list", "--state", "running"]);
+    list.as_array().into_iter().flatten().filter_map(|row| row["id"].as_str().map(str::to_owned)).collect()
+}
+
+/// Lets the daemon live for a random while, with requests by hand, then kills it. Every fifth life
+/// lasts until what it found running has ended, or a slow machine would run it in twenty lives that
+/// all died, which sends it to a person.
 fn live_and_die(root: &Root, chance: &SeededEntropy, round: u64, expected: &mut Expected) -> Result<()> {
     let mut daemon: Daemon = root.spawn(&[])?;
+    let patient = round % 5 == 4;
     // Some die while they boot.
-    if !chance.next_u64().is_multiple_of(5) {
+    if !chance.next_u64().is_multiple_of(5) || patient {
         daemon.wait_ready().with_context(|| format!("round {round}"))?;
+    }
+    if patient {
+        let open = running(root);
+        root.wait_for("the end of what was running", || {
+            let still = running(root);
+            open.iter().all(|id| !still.contains(id)).then_some(())
+        })?;
     }
     let until = Instant::now() + Duration::from_micros(chance.next_u64() % 120_000);
     let mut asked = 0;
