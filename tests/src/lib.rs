@@ -9,6 +9,7 @@ pub mod audit;
 pub mod c_plugin;
 pub mod hostile;
 pub mod rig;
+pub mod variant;
 
 use std::fs;
 use std::io::Read;

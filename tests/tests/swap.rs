@@ -8,6 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
+use kairos_tests::variant::{bytes_of, version};
 use kairos_tests::{Daemon, Ran, Root, plugin};
 use serde_json::Value;
 
@@ -45,27 +46,6 @@ fn trusted(root: &Root, mode: &str) -> PathBuf {
 fn trust(root: &Root, file: &Path) {
     let ran = root.cli(&["plugin", "trust", &file.display().to_string()]);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
-}
-
-/// A file of its own with a version in that mode. The same mode gives another file each time.
-fn version(dir: &Path, mode: &str) -> PathBuf {
-    use std::sync::atomic::{AtomicU32, Ordering};
-    static MADE: AtomicU32 = AtomicU32::new(0);
-    let made = MADE.fetch_add(1, Ordering::Relaxed);
-    let path = dir.join(format!("{mode}-{made}.so"));
-    fs::write(&path, bytes_of(mode, made)).unwrap();
-    path
-}
-
-fn bytes_of(mode: &str, made: u32) -> Vec<u8> {
-    let mut bytes = fs::read(plugin("variant_runner")).unwrap();
-    let marker = b"KAIROS-VARIANT:";
-    let at = bytes.windows(marker.len()).position(|found| found == marker).expect("it is in the data");
-    let text = format!(" {mode:<24}");
-    bytes[at + marker.len()..at + 40].copy_from_slice(&text.as_bytes()[..25]);
-    // What follows the last section is nobody's.
-    bytes.extend(made.to_le_bytes());
-    bytes
 }
 
 fn swap(root: &Root, file: &Path) -> Ran {
@@ -433,12 +413,20 @@ fn swaps_in_process_end_at_the_cap_of_what_stays_mapped() -> Result<()> {
 
 #[test]
 fn swaps_under_load_keep_every_cycle() -> Result<()> {
-    const MANDATES: usize = 40;
-    let root = root("plain", &format!("max_concurrent_cycles: 4\n{NO_TRIAL}"));
+    swaps_under_load("in_process", 40, 6)
+}
+
+#[test]
+fn swaps_of_workers_under_load_keep_every_cycle_and_leave_nothing_behind() -> Result<()> {
+    swaps_under_load("process", 16, 4)
+}
+
+fn swaps_under_load(isolation: &str, mandates: usize, swaps: usize) -> Result<()> {
+    let root = isolated("plain", &format!("max_concurrent_cycles: 4\n{NO_TRIAL}"), isolation);
     let _daemon = started(&root)?;
     let ids: Vec<String> =
-        (0..MANDATES).map(|_| root.add("work", &["sleep_ms=20", "more=true", "prompt=hello"])).collect();
-    for round in 0..6 {
+        (0..mandates).map(|_| root.add("work", &["sleep_ms=20", "more=true", "prompt=hello"])).collect();
+    for round in 0..swaps {
         let file = trusted(&root, &format!("v{round}")).display().to_string();
         let ran = root.cli(&["plugin", "swap", "v", &file, "--json"]);
         assert_eq!(ran.code, 0, "{}", ran.stderr);
@@ -457,9 +445,17 @@ fn swaps_under_load_keep_every_cycle() -> Result<()> {
             "{row}"
         );
     }
-    // The count went from hand to hand: no cycle was forgotten between two versions.
     let ran = run(&root, &[])?;
-    assert_eq!(ran, format!("v5 after {}", MANDATES * 10 + 1));
+    let images = root.json(&["status"])["swaps"]["images"].clone();
+    if isolation == "process" {
+        // Cycles that run at once have a process each, so that no count is of all of them.
+        assert!(ran.starts_with(&format!("v{} after", swaps - 1)), "{ran}");
+        assert_eq!(images, 0);
+    } else {
+        // The count went from hand to hand: no cycle was forgotten between two versions.
+        assert_eq!(ran, format!("v{} after {}", swaps - 1, mandates * 10 + 1));
+        assert_eq!(images, swaps + 1);
+    }
     Ok(())
 }
 

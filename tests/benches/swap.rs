@@ -1,0 +1,471 @@
+//! Versions of a runner replaced under full load, in process and in workers: every cycle counted,
+//! the time of the flip, what callers notice, what stays in memory.
+//!
+//! Two parts. The first drives the registry itself: threads run short cycles without pause on
+//! whatever serves, while candidates are tried in a worker, prepared and flipped; no shadow, no
+//! hand-over, no canary. The second swaps through a daemon with all of its stages and audits the
+//! root. Prints a table and never fails. The worker is the `kairos` of the same profile:
+//! `cargo build --release` first. `KAIROS_SWAPS` sets the swaps of each run of the first part.
+
+#![allow(clippy::disallowed_methods, reason = "a benchmark reads the machine's clock")]
+#![allow(clippy::unwrap_used, reason = "a benchmark may panic")]
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant, SystemTime};
+
+use kairos_host::runner::{
+    Generation, Isolation, Launcher, PluginFile, PluginStore, RunnerConfig, Runners, SearchPath,
+    WorkerFactory,
+};
+use kairos_host::sys::clock::SystemClock;
+use kairos_plugin_api::Mandate;
+use kairos_plugin_api::testing::FakeHost;
+use kairos_tests::audit::{Expected, audit};
+use kairos_tests::variant::{bytes_of, version};
+use kairos_tests::{PATIENCE, Root, kairos};
+
+/// Sets how many swaps there are in each run of the registry.
+const SWAPS: &str = "KAIROS_SWAPS";
+/// A bad candidate is offered with every so manieth swap.
+const BAD_EVERY: u32 = 25;
+/// Swaps before memory is read first: what is made once has been made by then.
+const WARM: u32 = 50;
+/// The load without swaps, before and after those with them.
+const ALONE: Duration = Duration::from_secs(5);
+/// Swaps of the daemon in each isolation.
+const WHOLE: usize = 40;
+/// Cycles of each mandate of the daemon's load.
+const CYCLES: i64 = 10;
+/// Memory that stays for each version in process, as documented.
+const IMAGE: f64 = 88.0;
+
+fn main() {
+    // `cargo test --benches` only wants to know that it runs.
+    let quick = !std::env::args().any(|arg| arg == "--bench");
+    let asked = std::env::var(SWAPS).ok().and_then(|text| text.parse().ok());
+    let swaps = asked.unwrap_or(if quick { 2 } else { 1000 });
+    let begun = Instant::now();
+    println!("load average {}", fs::read_to_string("/proc/loadavg").unwrap_or_default().trim());
+    println!("{:<44}{:>34}  limit", "", "measured");
+    // In process last: its images stay, and would hide what workers leave.
+    for isolation in [Isolation::Process, Isolation::InProcess] {
+        registry(isolation, swaps, if quick { Duration::from_millis(100) } else { ALONE });
+    }
+    for isolation in ["process", "in_process"] {
+        daemon(isolation, if quick { 1 } else { WHOLE });
+    }
+    println!("took {:.0?}", begun.elapsed());
+    println!("load average {}", fs::read_to_string("/proc/loadavg").unwrap_or_default().trim());
+}
+
+/// A line of the table; `None` where nothing is promised.
+fn line(what: &str, measured: &str, limit: &str, met: Option<bool>) {
+    let verdict = match met {
+        None => "",
+        Some(true) => ", met",
+        Some(false) => ", MISSED",
+    };
+    println!("{what:<44}{measured:>34}  {limit}{verdict}");
+}
+
+/// Times in steps of a hundredth, in a fixed room: what is measured must not grow this process.
+struct Times(Vec<u64>);
+
+impl Times {
+    fn new() -> Self {
+        Self(vec![0; 4096])
+    }
+
+    fn add(&mut self, time: Duration) {
+        let step = (time.as_nanos().max(1) as f64).log2() * 69.66;
+        self.0[(step as usize).min(4095)] += 1;
+    }
+
+    fn join(&mut self, other: &Self) {
+        self.0.iter_mut().zip(&other.0).for_each(|(sum, more)| *sum += more);
+    }
+
+    fn at(&self, share: f64) -> Duration {
+        let mut left = (self.0.iter().sum::<u64>() as f64 * share).ceil() as u64;
+        let step = self.0.iter().position(|count| {
+            left = left.saturating_sub(*count);
+            left == 0
+        });
+        Duration::from_nanos(((step.unwrap_or(0) as f64 + 0.5) / 69.66).exp2() as u64)
+    }
+}
+
+/// What the callers of one load saw.
+struct Seen {
+    begun: u64,
+    lost: u64,
+    doubled: u64,
+    times: Times,
+}
+
+/// Callers without pause, one for each core.
+struct Load {
+    stop: Arc<AtomicBool>,
+    callers: Vec<JoinHandle<Seen>>,
+}
+
+impl Load {
+    fn start(runners: &Arc<Runners>, round: &'static str) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let cores = thread::available_parallelism().map_or(2, usize::from);
+        let caller = |number| {
+            let (stop, runners) = (Arc::clone(&stop), Arc::clone(runners));
+            thread::spawn(move || call(&runners, &stop, &format!("{round}-{number}")))
+        };
+        Self { callers: (0..cores).map(caller).collect(), stop }
+    }
+
+    fn end(self) -> Seen {
+        self.stop.store(true, Ordering::SeqCst);
+        let mut sum = Seen { begun: 0, lost: 0, doubled: 0, times: Times::new() };
+        for caller in self.callers {
+            let seen = caller.join().unwrap();
+            sum.begun += seen.begun;
+            sum.lost += seen.lost;
+            sum.doubled += seen.doubled;
+            sum.times.join(&seen.times);
+        }
+        sum
+    }
+}
+
+/// Runs cycles, each with an id and a host of its own that counts how often it began, until asked
+/// to stop. A generation is held until its cycle has ended, as the dispatch does it.
+fn call(runners: &Runners, stop: &AtomicBool, name: &str) -> Seen {
+    let mut seen = Seen { begun: 0, lost: 0, doubled: 0, times: Times::new() };
+    while !stop.load(Ordering::SeqCst) {
+        seen.begun += 1;
+        let id = format!("{name}-{}", seen.begun);
+        let mandate = Mandate::new(id, "").with_param("prompt", "?");
+        let host = FakeHost::new().reply("so be it");
+        let asked = Instant::now();
+        let generation = runners.current("v").unwrap();
+        let ended = generation.start(mandate, Arc::new(host.clone())).blocking_recv();
+        seen.times.add(asked.elapsed());
+        let began = host.steps().len();
+        if began == 0 || !matches!(ended, Ok(Ok(_))) {
+            seen.lost += 1;
+        }
+        if began > 1 {
+            seen.doubled += 1;
+        }
+    }
+    seen
+}
+
+/// The registry with one runner and what its swaps come to.
+struct Swapper {
+    isolation: Isolation,
+    runners: Arc<Runners>,
+    config: RunnerConfig,
+    dir: tempfile::TempDir,
+    made: u32,
+    clock: SystemClock,
+    prepared: Times,
+    /// Cycles that retired versions say they ran.
+    ran: u64,
+    bad: u32,
+    refused: u32,
+}
+
+impl Swapper {
+    fn new(isolation: Isolation) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let first = version(dir.path(), "plain").display().to_string();
+        let config = RunnerConfig { isolation: Some(isolation), ..RunnerConfig::new("v", first) };
+        let search = SearchPath::new(dir.path(), None, None);
+        let store = PluginStore::new(dir.path().join("store"));
+        let launcher = Launcher::with_workers(search, store, WorkerFactory::new(kairos()).unwrap());
+        let runners = Arc::new(Runners::load(vec![config.clone()], launcher));
+        runners.current("v").unwrap();
+        Self {
+            isolation,
+            runners,
+            config,
+            dir,
+            made: 1 << 20,
+            clock: SystemClock::default(),
+            prepared: Times::new(),
+            ran: 0,
+            bad: 0,
+            refused: 0,
+        }
+    }
+
+    /// A file as an operator would name it, tried and prepared as the daemon does it.
+    fn prepare(&mut self, bytes: &[u8]) -> Result<Arc<Generation>, String> {
+        let path = self.dir.path().join("candidate.so");
+        fs::write(&path, bytes).unwrap();
+        let plugin = PluginFile::open(&path).map_err(|error| error.to_string())?;
+        self.runners.keep(&plugin).unwrap();
+        let trial = self.runners.on_trial(&self.config, &plugin).map_err(|error| error.to_string())?;
+        trial.probe().map_err(|error| error.to_string())?;
+        drop(trial);
+        self.runners.prepare("v", &plugin).map_err(|error| error.to_string())
+    }
+
+    fn next(&mut self, mode: &str) -> Vec<u8> {
+        self.made += 1;
+        bytes_of(mode, self.made)
+    }
+
+    fn swaps(&mut self, count: u32) {
+        for number in 1..=count {
+            let begun = Instant::now();
+            let bytes = self.next("plain");
+            let next = self.prepare(&bytes).unwrap();
+            self.prepared.add(begun.elapsed());
+            let from = self.runners.current("v").unwrap().identity().generation.clone();
+            let former = self.runners.flip("v", &from, next, None, &self.clock).unwrap();
+            self.retire(&former);
+            if number % BAD_EVERY == 0 {
+                self.offer_bad();
+            }
+        }
+    }
+
+    /// Waits until the last cycle has let go of it, and asks how many it ran.
+    fn retire(&mut self, former: &Arc<Generation>) {
+        former.begin_drain();
+        self.runners.unpin("v", &former.identity().generation);
+        let begun = Instant::now();
+        while Arc::strong_count(former) > 1 {
+            assert!(begun.elapsed() < PATIENCE, "a cycle does not end");
+            thread::sleep(Duration::from_micros(100));
+        }
+        self.ran += former.export_state().unwrap().unwrap().data["ran"].as_u64().unwrap();
+        if self.isolation == Isolation::Process {
+            // As housekeeping does it. What is mapped needs its room on disk in any case.
+            let needed = self.runners.current("v").unwrap().identity().generation.clone();
+            self.runners.prune_kept(SystemTime::now(), |sha256| sha256 == needed).unwrap();
+        }
+    }
+
+    fn offer_bad(&mut self) {
+        let modes = ["unwell", "refuses", "cut", "text"];
+        let mode = modes[self.bad as usize % modes.len()];
+        self.bad += 1;
+        let bytes = match mode {
+            "cut" => self.next("plain")[..5000].to_vec(),
+            "text" => b"no library".to_vec(),
+            mode => self.next(mode),
+        };
+        let before = self.runners.current("v").unwrap();
+        let refused = self.prepare(&bytes).is_err();
+        let serves = Arc::ptr_eq(&before, &self.runners.current("v").unwrap());
+        self.refused += u32::from(refused && serves);
+    }
+}
+
+/// The first part in one isolation.
+fn registry(isolation: Isolation, swaps: u32, alone: Duration) {
+    println!("-- {isolation}, {swaps} swaps of the registry under full load");
+    let mut swapper = Swapper::new(isolation);
+    let mut base = load_alone(&swapper.runners, "before", alone);
+    let mut whole = Seen { begun: base.begun, lost: base.lost, doubled: base.doubled, times: Times::new() };
+
+    let load = Load::start(&swapper.runners, "swapped");
+    let warm = WARM.min(swaps / 2);
+    swapper.swaps(warm);
+    let before = memory();
+    let workers = workers_at_most(usize::MAX);
+    let begun = Instant::now();
+    swapper.swaps(swaps - warm);
+    let took = begun.elapsed();
+    let after = memory();
+    let seen = load.end();
+
+    let later = load_alone(&swapper.runners, "after", alone);
+    for part in [&seen, &later] {
+        whole.begun += part.begun;
+        whole.lost += part.lost;
+        whole.doubled += part.doubled;
+    }
+    base.times.join(&later.times);
+    let serves = swapper.runners.current("v").unwrap();
+    let ran = swapper.ran + serves.export_state().unwrap().unwrap().data["ran"].as_u64().unwrap();
+    drop(serves);
+
+    let pace =
+        format!("{:.0}/s, {} cycles under them", f64::from(swaps - warm) / took.as_secs_f64(), seen.begun);
+    line("swaps", &pace, "", None);
+    let faults = format!("{} / {} of {}", whole.lost, whole.doubled, whole.begun);
+    line("cycles lost / doubled, by id", &faults, "0 / 0", Some(whole.lost + whole.doubled == 0));
+    if isolation == Isolation::InProcess {
+        // Of workers only one of those that run at once would tell.
+        line("cycles, as the versions counted them", &ran.to_string(), "the same", Some(ran == whole.begun));
+    }
+    let bad = format!("{} of {}", swapper.refused, swapper.bad);
+    line("bad candidates refused, old one serves", &bad, "all", Some(swapper.refused == swapper.bad));
+    let flips = swapper.runners.flips();
+    let ns = Duration::from_nanos;
+    let held = format!(
+        "{:.1?} (p50 {:.1?}, max {:.1?})",
+        ns(flips.held_p99_ns),
+        ns(flips.held_p50_ns),
+        ns(flips.held_max_ns)
+    );
+    line("flip's critical section, p99", &held, "1 ms", Some(flips.held_p99_ns <= 1_000_000));
+    line("wait for it, p99", &format!("{:.1?}", ns(flips.waited_p99_ns)), "", None);
+    let (p50, p99) = (swapper.prepared.at(0.5), swapper.prepared.at(0.99));
+    line("preparation, p50 / p99", &format!("{p50:.1?} / {p99:.1?}"), "", None);
+    callers(&seen.times, &base.times);
+    left_behind(&swapper, f64::from(swaps - warm), (before, after), workers);
+}
+
+fn load_alone(runners: &Arc<Runners>, round: &'static str, time: Duration) -> Seen {
+    let load = Load::start(runners, round);
+    thread::sleep(time);
+    load.end()
+}
+
+fn callers(with: &Times, without: &Times) {
+    for (name, share) in [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)] {
+        let (with, without) = (with.at(share), without.at(share));
+        let times = with.as_secs_f64() / without.as_secs_f64();
+        let measured = format!("{times:.2} x ({with:.1?}, {without:.1?} without)");
+        if name == "p99" {
+            line("callers' p99", &measured, "1.5 x", Some(times <= 1.5));
+        } else {
+            line(&format!("callers' {name}"), &measured, "", None);
+        }
+    }
+}
+
+fn left_behind(swapper: &Swapper, swaps: f64, (before, after): (Memory, Memory), workers: usize) {
+    let grown = after.own - before.own;
+    let each = grown / swaps;
+    let own = format!("{each:+.1} KiB a swap ({grown:+.0} in all)");
+    if swapper.isolation == Isolation::InProcess {
+        line("memory of its own", &own, "88 KiB a swap", Some(each <= IMAGE));
+    } else {
+        // What the allocator keeps ready moves by some pages; growth is what comes with each swap.
+        line("memory of its own", &own, "0: below a page a swap", Some(each < 4.0));
+        let now = workers_at_most(workers);
+        line(
+            "worker processes, before and after",
+            &format!("{workers}, {now}"),
+            "no more",
+            Some(now <= workers),
+        );
+    }
+    let file = (after.file - before.file) / swaps;
+    line("clean pages of files", &format!("{file:+.1} KiB a swap"), "", None);
+}
+
+/// Of this process, in KiB.
+#[derive(Clone, Copy)]
+struct Memory {
+    own: f64,
+    file: f64,
+}
+
+fn memory() -> Memory {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let kib = |key: &str| -> f64 {
+        let text = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+        text.trim().trim_end_matches(" kB").parse().unwrap()
+    };
+    Memory { own: kib("RssAnon:"), file: kib("RssFile:") }
+}
+
+/// Processes of this one, as soon as they are that few; retired workers have a moment to end.
+fn workers_at_most(most: usize) -> usize {
+    let begun = Instant::now();
+    loop {
+        let now = workers();
+        if now <= most || begun.elapsed() > Duration::from_secs(10) {
+            return now;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn workers() -> usize {
+    let own = std::process::id().to_string();
+    let child = |path: &Path| {
+        let stat = fs::read_to_string(path.join("stat")).unwrap_or_default();
+        let rest = stat.rsplit(')').next().unwrap_or_default();
+        rest.split_whitespace().nth(1) == Some(&own)
+    };
+    fs::read_dir("/proc").unwrap().flatten().filter(|entry| child(&entry.path())).count()
+}
+
+/// The second part: every stage, a store, a journal, and an audit of what they say at the end.
+fn daemon(isolation: &str, swaps: usize) {
+    println!("-- {isolation}, {swaps} swaps through a daemon: kept, probed, replayed, handed over, flipped");
+    let root = Root::new();
+    let trusted = |mode: &str| {
+        let file = version(root.aside(), mode).display().to_string();
+        root.json(&["plugin", "trust", &file]);
+        file
+    };
+    let first = trusted("plain");
+    let text = format!(
+        "default_runner: v\nmax_concurrent_cycles: 4\nswap: {{canary_cycles: 0, drain_timeout: 60s}}\n\
+         runners:\n  v: {{plugin: {first:?}, isolation: {isolation}}}\n\
+         llm:\n  providers:\n    canned: {{kind: scripted, file: .kairos/config/replies.yml}}\n"
+    );
+    root.write("config/daemon.yml", &text);
+    root.write("config/replies.yml", "cycle: true\nreplies:\n  - {text: so be it}\n");
+    let mut daemon = root.start().unwrap();
+    let mut expected = Expected::default();
+    expected.cycles.insert("work".to_owned(), CYCLES);
+    let mandates = swaps.max(4);
+    let mut add = |count: usize| {
+        for _ in 0..count {
+            let id = root.add("work", &["sleep_ms=20", "more=true", "prompt=hello"]);
+            expected.acknowledged.insert(id);
+        }
+    };
+    add(mandates / 2);
+    let (mut times, mut refused, mut bad) = (Times::new(), 0, 0);
+    for number in 1..=swaps {
+        let file = trusted("plain");
+        let begun = Instant::now();
+        let ran = root.cli(&["plugin", "swap", "v", &file, "--json"]);
+        times.add(begun.elapsed());
+        assert_eq!(ran.code, 0, "{} {}", ran.stdout, ran.stderr);
+        if number % 10 == 0 {
+            bad += 1;
+            let ran = root.cli(&["plugin", "swap", "v", &trusted("crashes"), "--json"]);
+            refused += usize::from(ran.code == 1 && ran.stderr.contains("shadow_crashed"));
+        }
+        add(1);
+    }
+    let flips = root.json(&["status"])["swaps"]["flips"].clone();
+    let ids: Vec<String> = expected.acknowledged.iter().cloned().collect();
+    for id in &ids {
+        root.wait_state(id, &["succeeded", "failed", "review", "cancelled"]).unwrap();
+    }
+    daemon.stop().unwrap();
+    let found = audit(&root.file(""), &expected).unwrap();
+    let cycles = ids.len() as i64 * CYCLES;
+    line(
+        "faults found by the audit",
+        &format!("{} in {cycles} cycles", found.len()),
+        "0",
+        Some(found.is_empty()),
+    );
+    found.iter().take(5).for_each(|fault| println!("   {fault}"));
+    line(
+        "bad candidates refused after the replay",
+        &format!("{refused} of {bad}"),
+        "all",
+        Some(refused == bad),
+    );
+    let p99 = flips["held_p99_ns"].as_u64().unwrap();
+    let held = format!("{:.1?} of {}", Duration::from_nanos(p99), flips["count"]);
+    line("flip's critical section, p99", &held, "1 ms", Some(p99 <= 1_000_000));
+    let (p50, p99) = (times.at(0.5), times.at(0.99));
+    line("a swap with its command, p50 / p99", &format!("{p50:.1?} / {p99:.1?}"), "", None);
+}
