@@ -68,8 +68,10 @@ fn round_trip(worker: &Worker, rounds: usize, calls: usize) {
     }
     let floor = quantiles(floor);
     println!("{:<40}{:>12.2?}{:>12.2?}", "bare socket pair, 1 KiB each way", floor.0, floor.1);
-    let limit = Duration::from_micros(12).min(floor.0 * 2);
-    line(&format!("cycle in a worker, {SIZE} + {report} bytes"), quantiles(full), limit);
+    let full = quantiles(full);
+    // Two limits, told apart: one hangs on the machine and on what else it does, the other not.
+    line(&format!("cycle in a worker, {SIZE} + {report} bytes"), full, Duration::from_micros(12));
+    line("the same, against twice the bare pair", full, floor.0 * 2);
 }
 
 /// From nothing, not even the supervisor's thread, to a worker that has loaded its plugin.

@@ -40,6 +40,7 @@ const BACKENDS: &[Backend] = &[
     Backend { kind: "worker", abi: "rust", panics: true, traces: true, start: worker },
     Backend { kind: "sandbox", abi: "rust", panics: true, traces: true, start: sandbox },
     Backend { kind: "c_abi", abi: "c", panics: false, traces: false, start: c_abi },
+    Backend { kind: "c_worker", abi: "c", panics: false, traces: false, start: c_worker },
 ];
 
 fn builtin(_: &Path) -> Arc<Generation> {
@@ -65,6 +66,12 @@ fn c_abi(root: &Path) -> Arc<Generation> {
     let home = Arc::new(FakeHost::new());
     let backend = map(&path, &file.sha256, &file.manifest, &Setup::new(json!({})), home).unwrap();
     Arc::new(Generation::of("stub", Arc::from(backend)))
+}
+
+/// A stranger's file, so in a worker that confines itself.
+fn c_worker(root: &Path) -> Arc<Generation> {
+    let path = compiled("tests/fixtures/conformance.c", "stub", root);
+    plugin(root, path.to_str().unwrap(), Isolation::Sandbox)
 }
 
 fn plugin(root: &Path, plugin: &str, isolation: Isolation) -> Arc<Generation> {
