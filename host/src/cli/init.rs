@@ -91,9 +91,9 @@ budget:
 default_runner: stub
 runners:
   # Does what its mandate's parameters say; good for first steps.
-  stub: {plugin: stub, isolation: in_process, deadline: 1m}
+  stub: {plugin: stub, deadline: 1m}
   # Observes, orients, decides, acts and reflects with a language model.
-  cognitive: {plugin: cognitive-loop, isolation: in_process, deadline: 10m}
+  cognitive: {plugin: cognitive-loop, deadline: 10m}
   # Runs a program of `commands` below, an agent of the command line for example.
   # agent: {plugin: command, deadline: 15m, params: {command: claude}}
 

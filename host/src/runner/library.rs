@@ -48,6 +48,13 @@ pub fn leaked() -> Leaked {
     Leaked { images: leaked.len() as u64, bytes: leaked.values().sum() }
 }
 
+/// The mapped files with their sizes in bytes.
+#[must_use]
+pub fn mapped() -> Vec<(PathBuf, u64)> {
+    let leaked = LEAKED.lock().unwrap_or_else(PoisonError::into_inner);
+    leaked.iter().map(|(path, size)| (path.clone(), *size)).collect()
+}
+
 /// Refuses by manifest what must not even be mapped into the daemon. A worker takes a plugin that
 /// aborts, since it is the worker that dies.
 ///

@@ -147,7 +147,7 @@ pub enum LoadError {
     },
     /// It may not run where the operator wants it to.
     #[error(
-        "{plugin} is not trusted ({why}), so it cannot run as {isolation}; look at it and `kairos plugin trust {plugin}`, or set `isolation: sandbox`"
+        "{plugin} is not trusted ({why}), so it cannot run as {isolation}; look at that very file and `kairos plugin trust` it, or set `isolation: sandbox`"
     )]
     Untrusted {
         /// The plugin, as configured.

@@ -215,11 +215,24 @@ impl Runners {
         Ok(Arc::new(self.load_file(&config, &pool, plugin)?))
     }
 
-    /// Bytes that this process would hold for good with one more image of that size.
+    /// Bytes that versions which serve no more hold in this process for good.
+    #[must_use]
+    pub fn leaked_by_replaced(&self) -> u64 {
+        let mapped = library::mapped();
+        let serving = |path: &std::path::Path| {
+            let name = path.file_stem().and_then(|name| name.to_str());
+            self.read()
+                .values()
+                .filter_map(|slot| slot.current.as_ref().ok())
+                .any(|current| name == Some(current.identity().generation.as_str()))
+        };
+        mapped.iter().filter(|(path, _)| !serving(path)).map(|(_, size)| size + IMAGE_OVERHEAD).sum()
+    }
+
+    /// The same with one more image of that size, which the one that serves now becomes in a swap.
     #[must_use]
     pub fn leaked_with(&self, size: u64) -> u64 {
-        let leaked = library::leaked();
-        leaked.bytes + size + (leaked.images + 1) * IMAGE_OVERHEAD
+        self.leaked_by_replaced() + size + IMAGE_OVERHEAD
     }
 
     /// Whether new cycles of a slot wait for a moment. See [`super::RunnerStatus::held`].

@@ -59,6 +59,24 @@ impl Inner {
                 }
                 Ok(())
             }
+            Outcome::Failed(RunnerError::Died(death)) => {
+                // By a deadline, a person or the end of the daemon: no proof that it is well.
+                let (number, attempt) = (cycle.mandate.cycle, cycle.mandate.attempt);
+                let (phase, generation) = (death.phase.as_deref(), &cycle.generation);
+                let (signal, how) = (death.signal, &death.how);
+                tracing::warn!(
+                    runner,
+                    generation,
+                    mandate,
+                    cycle = number,
+                    attempt,
+                    phase,
+                    signal,
+                    how,
+                    "runner_killed"
+                );
+                Ok(())
+            }
             Outcome::Report(_) | Outcome::Failed(_) => {
                 if self.table().breakers.served(runner) {
                     tracing::info!(runner, "runner_recovered");

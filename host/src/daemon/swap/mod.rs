@@ -232,7 +232,7 @@ impl Swaps {
     #[must_use]
     pub fn status(&self) -> Value {
         let leaked = self.0.parts.runners.leaked();
-        let held = self.0.parts.runners.leaked_with(0);
+        let held = self.0.parts.runners.leaked_by_replaced();
         let cap = self.0.settings().max_leaked;
         let open: Vec<Value> = {
             let table = self.0.table();

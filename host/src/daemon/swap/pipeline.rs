@@ -107,7 +107,7 @@ impl Inner {
         if let Err(refusal) = self.prepare_and_flip(&mut swap, &mut recorded).await {
             let id = swap.view.borrow().id.clone();
             let Refusal { code, message, .. } = &refusal;
-            tracing::warn!(runner = swap.plan.runner, swap = id, code, message, "swap_refused");
+            tracing::warn!(runner = swap.plan.runner, swap = id, code, why = message, "swap_refused");
             if let Some(n) = recorded.0 {
                 let reason = Some(format!("{code}: {message}"));
                 let step = GenerationMove {

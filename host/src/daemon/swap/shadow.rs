@@ -99,7 +99,11 @@ impl ShadowReport {
         lines.extend(cycle.differences.first().map(|found| {
             format!("{}: expected {}, got {}", found.what, shown(&found.expected), shown(&found.got))
         }));
-        let remedy = "`--json` lists every difference; mend the candidate, or raise swap.tolerance";
+        let remedy = if code == "shadow_differs" {
+            "`--json` lists every difference; mend the candidate, or raise swap.tolerance"
+        } else {
+            "`--json` lists every cycle; mend the candidate"
+        };
         Some(Refusal::new(code, lines.join("\n")).remedy(remedy))
     }
 }
