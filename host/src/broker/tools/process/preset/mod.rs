@@ -32,7 +32,7 @@ const NANO: f64 = 1e9;
 /// Whose output it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Preset {
-    /// Kairos' own protocol: one JSON object a line, see [`lines`].
+    /// Kairos' own protocol: one JSON object a line, see the module `lines`.
     Jsonl,
     /// Any program: its exit code and its text.
     Plain,
