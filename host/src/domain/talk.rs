@@ -10,9 +10,11 @@ const RATE: f64 = 20.0;
 /// Longest line, in bytes.
 const LINE_MAX: usize = 8 << 10;
 
-/// Rations the log lines of one cycle, or of one runner outside of its cycles.
+/// Rations the lines of one source: a cycle, a runner outside of its cycles, a worker's output.
 #[derive(Debug)]
 pub struct Talk {
+    burst: f64,
+    rate: f64,
     left: f64,
     at: Duration,
     dropped: u64,
@@ -20,22 +22,33 @@ pub struct Talk {
 
 impl Default for Talk {
     fn default() -> Self {
-        Self { left: BURST, at: Duration::ZERO, dropped: 0 }
+        Self::limited(BURST, RATE)
     }
 }
 
 impl Talk {
+    /// A ration of `burst` lines at once and `rate` lines a second in the long run.
+    #[must_use]
+    pub fn limited(burst: f64, rate: f64) -> Self {
+        Self { burst, rate, left: burst, at: Duration::ZERO, dropped: 0 }
+    }
+
     /// Whether a line may be written now, and how many were left out before it.
     pub fn admit(&mut self, now: Duration) -> Option<u64> {
         let passed = now.saturating_sub(self.at).as_secs_f64();
         self.at = now;
-        self.left = (self.left + passed * RATE).min(BURST);
+        self.left = (self.left + passed * self.rate).min(self.burst);
         if self.left < 1.0 {
             self.dropped += 1;
             return None;
         }
         self.left -= 1.0;
-        Some(std::mem::take(&mut self.dropped))
+        Some(self.take_dropped())
+    }
+
+    /// How many lines were left out since this was last told.
+    pub fn take_dropped(&mut self) -> u64 {
+        std::mem::take(&mut self.dropped)
     }
 }
 

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use rustix::io::{Errno, read};
 
+use crate::domain::talk::Talk;
+
 /// Lines that may come at once.
 const BURST: f64 = 60.0;
 /// Lines a second in the long run: 20 MiB of log a day at the very most, for each worker that prints without end.
@@ -23,7 +25,7 @@ pub struct Output {
     pid: i32,
     label: Arc<OnceLock<String>>,
     line: Vec<u8>,
-    ration: Ration,
+    ration: Talk,
 }
 
 /// Whether there will be more.
@@ -38,7 +40,7 @@ pub enum More {
 impl Output {
     /// Output of the worker `pid`, to be logged under the name that `label` gets.
     pub fn new(pipe: OwnedFd, pid: i32, label: Arc<OnceLock<String>>) -> Self {
-        Self { pipe, pid, label, line: Vec::new(), ration: Ration::default() }
+        Self { pipe, pid, label, line: Vec::new(), ration: Talk::limited(BURST, RATE) }
     }
 
     /// Reads once.
@@ -65,7 +67,7 @@ impl Output {
         if !self.line.is_empty() {
             self.say(now);
         }
-        let dropped = self.ration.dropped();
+        let dropped = self.ration.take_dropped();
         if dropped > 0 {
             let runner = self.label.get().map_or("", String::as_str);
             tracing::warn!(runner, pid = self.pid, dropped, "runner_output_left_out");
@@ -101,39 +103,6 @@ impl AsFd for Output {
     }
 }
 
-/// Rations lines.
-#[derive(Debug)]
-struct Ration {
-    left: f64,
-    at: Duration,
-    dropped: u64,
-}
-
-impl Default for Ration {
-    fn default() -> Self {
-        Self { left: BURST, at: Duration::ZERO, dropped: 0 }
-    }
-}
-
-impl Ration {
-    /// Whether a line may be written now, and how many were left out before it.
-    fn admit(&mut self, now: Duration) -> Option<u64> {
-        let passed = now.saturating_sub(self.at).as_secs_f64();
-        self.at = now;
-        self.left = (self.left + passed * RATE).min(BURST);
-        if self.left < 1.0 {
-            self.dropped += 1;
-            return None;
-        }
-        self.left -= 1.0;
-        Some(self.dropped())
-    }
-
-    fn dropped(&mut self) -> u64 {
-        std::mem::take(&mut self.dropped)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,7 +117,7 @@ mod tests {
             assert_eq!(rustix::io::write(&writer, &block), Ok(block.len()));
             assert_eq!(output.pump(Duration::ZERO), More::Later);
         }
-        assert_eq!(output.ration.dropped, 100 * 2048 - 60);
+        assert_eq!(output.ration.take_dropped(), 100 * 2048 - 60);
         assert_eq!(output.pump(Duration::ZERO), More::Later, "nothing came");
         drop(writer);
         assert_eq!(output.pump(Duration::ZERO), More::Never);
