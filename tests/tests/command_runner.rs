@@ -255,16 +255,146 @@ fn an_agent_touches_what_it_was_granted_and_nothing_else() -> Result<()> {
     Ok(())
 }
 
+/// What `config check` finds, and that it and `doctor` fail for it.
+fn found_ahead(office: &Office, key: &str, words: &str) {
+    let checked = office.root.cli(&["config", "check", "--json"]);
+    assert_eq!(checked.code, 2, "{}", checked.stdout);
+    let checked: Value = serde_json::from_str(&checked.stdout).unwrap();
+    let problem = &checked["problems"][0];
+    assert_eq!(problem["key"], key, "{checked}");
+    assert!(problem["line"].as_u64().unwrap() > 5, "{problem}");
+    assert!(problem["message"].to_string().contains(words), "{problem}");
+    assert!(!problem["remedy"].as_str().unwrap().is_empty(), "{problem}");
+    let doctor = office.root.cli(&["doctor"]);
+    assert_eq!(doctor.code, 1, "{}", doctor.stdout);
+    assert!(
+        doctor.stdout.contains(&format!("FAIL  commands: .kairos/config/daemon.yml:{}:", problem["line"]))
+    );
+    assert!(doctor.stdout.contains(key) && doctor.stdout.contains(words), "{}", doctor.stdout);
+}
+
+/// The mandate waits, says why, as does the status, and nothing of it was tried.
+fn held(office: &Office, id: &str, words: &str) -> Result<()> {
+    let shown = office.root.wait_for("the reason", || {
+        let shown = office.root.json(&["mandate", "show", id]);
+        shown["reason"].to_string().contains(words).then_some(shown)
+    })?;
+    assert_eq!((&shown["state"], &shown["cycles"]), (&json!("queued"), &json!([])), "{shown}");
+    let reasons = office.root.json(&["status"])["reasons"].to_string();
+    assert!(reasons.contains("runner agent: command fake") && reasons.contains(words), "{reasons}");
+    let listed = office.root.json(&["plugin", "list"]);
+    let agent = listed.as_array().unwrap().iter().find(|listed| listed["runner"] == "agent").unwrap();
+    assert_eq!((&agent["state"], &agent["code"]), (&json!("not_ready"), &json!("not_ready")), "{agent}");
+    Ok(())
+}
+
 #[test]
-fn a_grant_that_holds_the_daemons_own_directory_is_refused() -> Result<()> {
+fn a_program_that_is_not_there_holds_mandates_until_it_is() -> Result<()> {
+    let office = Office::new("touch started", "");
+    let agent = office.dir.join("agent");
+    fs::rename(&agent, office.dir.join("later"))?;
+    found_ahead(&office, "commands.fake.argv", "there is no program");
+    let _daemon = office.root.start()?;
+    let id = office.root.add("work", &[]);
+    held(&office, &id, "there is no program")?;
+    // Another runner is not held up by it.
+    let other = office.root.json(&["mandate", "add", "other", "--runner", "stub"]);
+    office.root.wait_state(other["id"].as_str().unwrap(), &["succeeded"])?;
+    fs::rename(office.dir.join("later"), &agent)?;
+    let shown = office.end(&id)?;
+    assert_eq!((&shown["state"], shown["cycles"].as_array().unwrap().len()), (&json!("succeeded"), 1));
+    assert_eq!(office.root.json(&["status"])["reasons"], json!([]));
+    assert_eq!(office.root.cli(&["config", "check"]).code, 0);
+    // It is looked at again each time, not only at the start.
+    fs::set_permissions(&agent, fs::Permissions::from_mode(0o644))?;
+    let id = office.root.add("more work", &[]);
+    held(&office, &id, "cannot be executed")?;
+    Ok(())
+}
+
+#[test]
+fn a_secret_that_is_not_set_holds_mandates_and_a_reload_lets_them_go() -> Result<()> {
+    let office = Office::new("[ ${#KEY} = 9 ] && touch started", "secrets: {KEY: {env: NO_SUCH_VARIABLE}}");
+    found_ahead(&office, "commands.fake.secrets.KEY", "no NO_SUCH_VARIABLE");
+    let _daemon = office.root.start()?;
+    let id = office.root.add("work", &[]);
+    held(&office, &id, "no NO_SUCH_VARIABLE")?;
+    fs::write(office.root.path().join("key"), "123456789\n")?;
+    office.configure("secrets: {KEY: {file: key}}", "");
+    assert_eq!(office.root.cli(&["reload"]).code, 0);
+    assert_eq!(office.end(&id)?["state"], "succeeded");
+    assert!(office.work("started").exists());
+    Ok(())
+}
+
+#[test]
+fn a_grant_that_holds_the_daemons_own_directory_is_refused_before_anything_starts() -> Result<()> {
     let office = Office::new("touch started", "read: [.]");
+    found_ahead(&office, "commands.fake.read", "the daemon's own directory");
     let _daemon = office.root.start()?;
     let id = office.root.add("look", &[]);
-    let shown = office.end(&id)?;
-    let error = last_cycle(&shown)["error"].to_string();
-    assert!(error.contains("not_started") && error.contains("the daemon's own directory"), "{error}");
+    held(&office, &id, "the daemon's own directory")?;
     assert!(!office.work("started").exists());
     assert_eq!(office.spent()["calls"], 0);
+    Ok(())
+}
+
+#[test]
+fn one_pass_leaves_what_cannot_start_and_says_why() -> Result<()> {
+    let office = Office::new("touch started", "");
+    fs::remove_file(office.dir.join("agent"))?;
+    let _ = office.root.add("work", &[]);
+    let once = office.root.cli(&["run", "--once", "--json"]);
+    assert_eq!(once.code, 0, "{}", once.stderr);
+    assert!(once.stdout.contains("there is no program"), "{}", once.stdout);
+    Ok(())
+}
+
+#[test]
+fn a_command_that_no_runner_could_have_meant_is_an_error_of_the_file() {
+    let office = Office::new("true", "");
+    let text = fs::read_to_string(office.root.path().join(".kairos/config/daemon.yml")).unwrap();
+    office.root.write("config/daemon.yml", &text.replace("command: fake", "command: fack"));
+    for args in [&["config", "check"][..], &["run", "--once"]] {
+        let done = office.root.cli(args);
+        assert_eq!(done.code, 2, "{}", done.stdout);
+        let said = format!("{}{}", done.stdout, done.stderr);
+        assert!(said.contains("daemon.yml:3:") && said.contains("runners.agent.params.command"), "{said}");
+        assert!(said.contains("no command has the name \"fack\"") && said.contains("did you mean `fake`?"));
+    }
+    let schedule = "schedules: [{name: a, cron: '0 1 * * *', mandate: {params: {command: fack}}}]";
+    office.root.write("config/daemon.yml", &text);
+    office.root.write("config/schedules.yml", schedule);
+    let checked = office.root.cli(&["config", "check"]);
+    assert_eq!(checked.code, 2);
+    assert!(
+        checked.stdout.contains("schedule \"a\": mandate.params.command: no command"),
+        "{}",
+        checked.stdout
+    );
+}
+
+#[test]
+fn a_program_with_a_slash_lies_below_the_root_wherever_it_starts() -> Result<()> {
+    let office = Office::new("true", "");
+    let bin = office.root.path().join("bin");
+    fs::create_dir_all(&bin)?;
+    fs::write(bin.join("mine"), "#!/bin/sh\ntouch from-root\n")?;
+    fs::set_permissions(bin.join("mine"), fs::Permissions::from_mode(0o755))?;
+    let text = fs::read_to_string(office.root.path().join(".kairos/config/daemon.yml"))?;
+    let agent = format!("argv: [{:?}]", office.dir.join("agent"));
+    // By a path from the root, and by a name that is looked up in the configured PATH.
+    for with in [
+        "argv: [bin/mine]".to_owned(),
+        format!("argv: [mine]\n    env: {{PATH: {:?}}}", format!("{}:/bin:/usr/bin", bin.display())),
+    ] {
+        let more = format!("{with}\n    read: [bin]");
+        office.root.write("config/daemon.yml", &text.replace(&agent, &more));
+        let _daemon = office.root.start()?;
+        let id = office.root.add("where am I", &[]);
+        assert_eq!(office.end(&id)?["state"], "succeeded", "{with}");
+        fs::remove_file(office.work("from-root"))?;
+    }
     Ok(())
 }
 

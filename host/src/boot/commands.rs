@@ -10,8 +10,8 @@ use kairos_plugin_api::Usage;
 
 use crate::boot::settings::Settings;
 use crate::broker::llm::Price;
-use crate::broker::policy;
 use crate::broker::tools::process::preset::Preset;
+use crate::broker::tools::process::ready::grantable;
 use crate::broker::tools::process::{
     CommandSpec, Grant, Input, Live, Pass, ProcessRun, Secret, Start, unconfined,
 };
@@ -32,7 +32,7 @@ const SECRET_FILE_MAX: u64 = 64 << 10;
 /// Builds the tool.
 pub fn build(settings: &Settings, env: &Env, clock: &Arc<dyn Clock>, live: &Arc<Live>) -> ProcessRun {
     let commands = settings.config.commands.iter();
-    let commands = commands.map(|(name, command)| spec(name, command, settings, env)).collect();
+    let commands = commands.map(|(name, command)| spec(name, command, &settings.paths, env)).collect();
     ProcessRun::new(commands, Arc::new(confined), Arc::clone(clock), Arc::clone(live))
 }
 
@@ -51,7 +51,8 @@ pub fn sweep(paths: &Paths) {
     }
 }
 
-fn spec(name: &str, command: &CommandConfig, settings: &Settings, env: &Env) -> CommandSpec {
+/// One of them.
+pub fn spec(name: &str, command: &CommandConfig, paths: &Paths, env: &Env) -> CommandSpec {
     let preset = match command.preset {
         PresetWord::Jsonl => Preset::Jsonl,
         PresetWord::Plain => Preset::Plain,
@@ -65,10 +66,10 @@ fn spec(name: &str, command: &CommandConfig, settings: &Settings, env: &Env) -> 
         (Some(InputWord::Nothing), _) | (None, Preset::Plain) => Input::Nothing,
         (Some(InputWord::Prompt), _) | (None, _) => Input::Prompt,
     };
-    let place = |path: &String| place(path, settings, env);
+    let place = |path: &String| place(path, paths, env);
     CommandSpec {
         name: name.to_owned(),
-        argv: command.argv.clone(),
+        argv: argv(&command.argv, place),
         preset,
         input,
         pass: match command.prompt {
@@ -77,14 +78,14 @@ fn spec(name: &str, command: &CommandConfig, settings: &Settings, env: &Env) -> 
         },
         cwd: place(&command.cwd),
         env: environment(command, env),
-        secrets: secrets(command, settings, env),
+        secrets: secrets(command, paths, env),
         grant: command.sandbox.then(|| Grant {
             network: command.network,
             read: command.read.iter().map(place).collect(),
             write: command.write.iter().map(place).collect(),
         }),
-        scratch: scratch(&settings.paths),
-        own: settings.paths.dot.clone(),
+        scratch: scratch(paths),
+        own: paths.dot.clone(),
         timeout: command.timeout,
         grace: command.grace,
         max_output: usize::try_from(command.max_output_bytes).unwrap_or(usize::MAX),
@@ -104,9 +105,19 @@ fn spec(name: &str, command: &CommandConfig, settings: &Settings, env: &Env) -> 
 }
 
 /// A path of the configuration: `~/` is the home directory, relative ones start at the root.
-fn place(path: &str, settings: &Settings, env: &Env) -> PathBuf {
+fn place(path: &str, paths: &Paths, env: &Env) -> PathBuf {
     let home = path.strip_prefix("~/").and_then(|rest| env.dir("HOME").map(|home| home.join(rest)));
-    home.unwrap_or_else(|| settings.paths.at_root(Path::new(path)))
+    home.unwrap_or_else(|| paths.at_root(Path::new(path)))
+}
+
+/// With a program by its absolute path, unless it is looked up.
+fn argv(written: &[String], place: impl Fn(&String) -> PathBuf) -> Vec<String> {
+    let program = written.first().filter(|program| program.contains('/')).map(place);
+    let mut argv = written.to_vec();
+    if let Some((first, program)) = argv.first_mut().zip(program) {
+        *first = program.display().to_string();
+    }
+    argv
 }
 
 fn environment(command: &CommandConfig, env: &Env) -> BTreeMap<String, String> {
@@ -124,12 +135,12 @@ fn environment(command: &CommandConfig, env: &Env) -> BTreeMap<String, String> {
     found
 }
 
-fn secrets(command: &CommandConfig, settings: &Settings, env: &Env) -> BTreeMap<String, Secret> {
+fn secrets(command: &CommandConfig, paths: &Paths, env: &Env) -> BTreeMap<String, Secret> {
     let each = command.secrets.iter();
-    each.map(|(name, source)| (name.clone(), secret(source, settings, env))).collect()
+    each.map(|(name, source)| (name.clone(), secret(source, paths, env))).collect()
 }
 
-fn secret(source: &SecretSource, settings: &Settings, env: &Env) -> Secret {
+fn secret(source: &SecretSource, paths: &Paths, env: &Env) -> Secret {
     match source {
         SecretSource::Env(name) => {
             let found = env.get(name).map(str::to_owned);
@@ -137,7 +148,7 @@ fn secret(source: &SecretSource, settings: &Settings, env: &Env) -> Secret {
             Arc::new(move || found.clone().ok_or_else(|| missing.clone()))
         }
         SecretSource::File(path) => {
-            let path = settings.paths.at_root(path);
+            let path = paths.at_root(path);
             Arc::new(move || first_line(&path))
         }
         SecretSource::Credential(name) => {
@@ -163,27 +174,12 @@ fn first_line(path: &Path) -> Result<String, String> {
 fn confined(start: &Start<'_>) -> Result<Command, String> {
     let Some(grant) = start.grant else { return Ok(unconfined(start)) };
     for path in grant.read.iter().chain(&grant.write) {
-        keeps_out(path, start.own)?;
+        grantable(path, start.own)?;
     }
     let mut command =
         sandbox::prepare(Path::new(THIS_PROGRAM), &confinement(start, grant), start.program.as_os_str());
     command.args(start.args);
     Ok(command)
-}
-
-/// A grant that holds the daemon's own directory would hand out its token and its store.
-fn keeps_out(path: &Path, own: &Path) -> Result<(), String> {
-    let real = |path: &Path| path.canonicalize().map_err(|error| format!("{}: {error}", path.display()));
-    let (granted, own) = (real(path)?, real(own)?);
-    let shared = |inside: &Path| policy::SHARED.iter().any(|part| inside.starts_with(part));
-    if own.starts_with(&granted) || granted.strip_prefix(&own).is_ok_and(|inside| !shared(inside)) {
-        return Err(format!(
-            "the grant {} holds the daemon's own directory; grant what lies beside it, keep the root elsewhere, or \
-             write `sandbox: off`",
-            path.display()
-        ));
-    }
-    Ok(())
 }
 
 fn confinement(start: &Start<'_>, grant: &Grant) -> Confinement {

@@ -5,6 +5,7 @@
 mod background;
 mod brokers;
 mod commands;
+pub mod fitness;
 mod office;
 mod once;
 pub mod plugins;
@@ -52,6 +53,7 @@ use crate::sys::lock::{FileSystemKind, RootLock, file_system};
 use crate::wal::{self, Wal};
 
 use brokers::Brokers;
+use fitness::Fitness;
 pub use office::Office;
 pub use once::{Left, Once};
 pub use takeover::beside;
@@ -105,7 +107,8 @@ impl Daemon {
         let wallet = Arc::new(wallet(&settings)?);
         let live = Arc::new(Live::default());
         let broker = broker(&settings, &env, &shared, &clock, &entropy, &wallet, &live)?;
-        let brokers = Arc::new(Brokers::new(broker, live));
+        let brokers =
+            Arc::new(Brokers::new(broker, Fitness::of(&settings.config, &settings.paths, &env), live));
         let (runners, open) = swaps::load(&settings, &env, &store, started, daemon).await?;
         let chronos = Arc::new(Chronos::new(Seams {
             store: Arc::clone(&shared),

@@ -12,12 +12,14 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::brokers::Brokers;
+use super::fitness::Fitness;
 use super::{broker, dispatch_settings, limits, runner_configs, schedule_set, swaps};
 use crate::attach::{BudgetView, Source};
 use crate::boot::settings::Settings;
 use crate::config::{DaemonConfig, Env, Quarantined};
 use crate::daemon::chronos::{Chronos, Loaded};
 use crate::daemon::dispatch::Dispatch;
+use crate::daemon::dispatch::ports::OpenServices;
 use crate::daemon::heartbeat::Pulse;
 use crate::daemon::lifecycle;
 use crate::daemon::mailbox::{Mailbox, Phase, Reloaded};
@@ -266,7 +268,7 @@ impl Office {
         )?;
         let diff = DaemonConfig::diff(&self.config(), config);
         parts.wallet.set(Some(limits(config)), zone);
-        parts.brokers.set(broker);
+        parts.brokers.set(broker, Fitness::of(config, &settings.paths, &parts.env));
         parts.heartbeat_interval.send_replace(config.heartbeat_interval);
         parts.dispatch.configure(dispatch_settings(config));
         let (runners, configs) = (Arc::clone(&parts.runners), runner_configs(config));
@@ -399,6 +401,7 @@ impl Source for Office {
     fn plugins(&self) -> Vec<Value> {
         let config = self.config();
         let known = self.parts.runners.status();
+        let unfit = self.parts.brokers.unfit();
         config
             .runners
             .iter()
@@ -410,7 +413,9 @@ impl Source for Office {
                 let asked = runner.isolation.map(|isolation| isolation.as_str().to_owned());
                 let isolation = isolation.or(asked);
                 let error = slot.and_then(|slot| slot.error.as_ref());
+                let unfit = unfit.get(name);
                 let state = match (identity, error) {
+                    (Some(_), _) if unfit.is_some() => "not_ready",
                     (Some(_), _) => "active",
                     (None, Some(_)) => "unavailable",
                     (None, None) => "not_loaded",
@@ -432,9 +437,8 @@ impl Source for Office {
                     "state": state,
                     "sandbox": slot.and_then(|slot| slot.sandbox.as_ref()).map(|reached| reached.level),
                     "sandbox_missing": slot.and_then(|slot| slot.sandbox.as_ref()).map(missing),
-                    "code": error.map(|error| error.code),
-                    "code": error.map(|error| error.code),
-                    "reason": error.map(|error| &error.message),
+                    "code": error.map(|error| error.code).or(unfit.map(|_| "not_ready")),
+                    "reason": error.map(|error| &error.message).or(unfit),
                 })
             })
             .collect()

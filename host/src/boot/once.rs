@@ -84,6 +84,7 @@ pub async fn run(
         .map(|row| {
             let queued = row.state == MandateState::Queued;
             let reason = row.reason.or_else(|| held.clone().filter(|_| queued));
+            let reason = reason.or_else(|| dispatch.unserved(&row.runner).filter(|_| queued));
             Left { id: row.id, state: row.state.to_string(), reason }
         })
         .collect();

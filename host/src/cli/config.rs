@@ -6,6 +6,7 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 
 use super::output::{Style, emit, say};
+use crate::boot::fitness;
 use crate::config::reader::{Effective, Origin};
 use crate::config::schedules::Around;
 use crate::config::{DaemonConfig, Env, Paths, Report, SchedulesFile, load};
@@ -71,7 +72,11 @@ pub fn check_all(world: &World<'_>) -> Checked {
 }
 
 fn check(world: &World<'_>, style: Style) -> anyhow::Result<()> {
-    let checked = check_all(world);
+    let mut checked = check_all(world);
+    if let Some(daemon) = &checked.daemon {
+        checked.report.extend(fitness::problems(daemon, world.paths, world.env));
+        checked.report.extend(fitness::schedule_problems(daemon, &checked.schedules, world.paths));
+    }
     let report = &checked.report;
     let value = json!({
         "ok": report.is_ok(),
@@ -91,7 +96,10 @@ fn check(world: &World<'_>, style: Style) -> anyhow::Result<()> {
     let failure =
         Failure::new(code::USAGE, "config", format!("the configuration has {} errors", report.errors()));
     Err(failure
-        .remedy("correct the files; the daemon sets aside bad schedules, but refuses a bad daemon.yml")
+        .remedy(
+            "correct them; the daemon refuses a bad daemon.yml, sets aside bad schedules, and lets mandates wait for \
+             what is missing on the machine",
+        )
         .into())
 }
 

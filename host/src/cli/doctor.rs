@@ -9,14 +9,16 @@ use serde_json::json;
 
 use super::config::{Checked, World, check_all};
 use super::output::{Style, emit};
+use crate::boot::fitness;
 use crate::config::paths::SOCKET_PATH_MAX;
+use crate::config::{self, Problem};
 use crate::exit::{Failure, code};
 use crate::runner::SearchPath;
 use crate::runner::trust::list::TrustList;
 use crate::store::SqliteStore;
 use crate::sys::files;
 use crate::sys::lock::{self, FileSystemKind};
-use crate::sys::sandbox::{self, Level, Reached, SandboxError};
+use crate::sys::sandbox::{self, Reached, SandboxError};
 
 /// Less free space than this is a failure: the store could not take a day's work.
 const SPACE_NEEDED: u64 = 64 << 20;
@@ -95,6 +97,7 @@ pub fn checks(world: &World<'_>, search: &SearchPath) -> Vec<Check> {
     found.push(daemon_yml(&checked));
     found.push(schedules_yml(&checked));
     found.extend(plugins(&checked, search));
+    found.extend(commands(&checked, world));
     found.push(trust(world));
     found.push(ok("zones", format!("time zone data {}", world.zones.data())));
     found.push(store(world));
@@ -241,6 +244,21 @@ fn plugins(checked: &Checked, search: &SearchPath) -> Vec<Check> {
     daemon.runners.iter().map(one).collect()
 }
 
+fn commands(checked: &Checked, world: &World<'_>) -> Vec<Check> {
+    let Some(daemon) = &checked.daemon else { return Vec::new() };
+    let mut found = fitness::problems(daemon, world.paths, world.env);
+    found.extend(fitness::schedule_problems(daemon, &checked.schedules, world.paths));
+    if found.problems.is_empty() && !daemon.commands.is_empty() {
+        return vec![ok("commands", format!("all {} can start", daemon.commands.len()))];
+    }
+    let check = |problem: Problem| {
+        let verdict = if problem.level == config::Level::Error { Verdict::Fail } else { Verdict::Warn };
+        let message = Problem { remedy: String::new(), ..problem.clone() }.to_string();
+        bad("commands", verdict, message, problem.remedy)
+    };
+    found.take().into_iter().map(check).collect()
+}
+
 fn trust(world: &World<'_>) -> Check {
     match TrustList::read(&world.paths.trust_json) {
         Ok(list) => {
@@ -265,9 +283,9 @@ fn sandbox(probed: Result<Reached, SandboxError>, checked: &Checked) -> Check {
             return bad("sandbox", Verdict::Fail, error.to_string(), "start it from where it is installed");
         }
     };
-    let required = checked.daemon.as_ref().map_or(Level::Partial, |daemon| daemon.sandbox_require);
+    let required = checked.daemon.as_ref().map_or(sandbox::Level::Partial, |daemon| daemon.sandbox_require);
     match reached.level {
-        Level::Full => ok("sandbox", "full: every layer is in force"),
+        sandbox::Level::Full => ok("sandbox", "full: every layer is in force"),
         level if level >= required => bad("sandbox", Verdict::Warn, reached.to_string(), REMEDY),
         _ => {
             let message = format!("{reached}; {required} is required, so no runner starts in a sandbox");

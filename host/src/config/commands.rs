@@ -4,13 +4,14 @@
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
+use std::path::{Component, Path};
 use std::time::Duration;
 
 use serde_json::Value;
 
 use super::daemon::{BudgetConfig, RunnerConfig, list};
 use super::llm::{Price, SecretSource, read_price, secret_of};
-use super::reader::{Context, MapReader};
+use super::reader::{Context, MapReader, join};
 use super::report::{nearest, quoted};
 use super::yaml::{Kind, Node, Scalar};
 
@@ -105,6 +106,20 @@ pub enum PromptWord {
     Arg,
 }
 
+impl RunnerConfig {
+    /// True for a runner of the plugin whose runners run commands.
+    #[must_use]
+    pub fn is_of_commands(&self) -> bool {
+        self.plugin == PLUGIN || self.plugin.rsplit('/').next() == Some("libcommand.so")
+    }
+
+    /// The command that it runs unless a mandate names another one.
+    #[must_use]
+    pub fn command(&self) -> Option<&str> {
+        self.params.get("command").filter(|_| self.is_of_commands())?.as_str()
+    }
+}
+
 const PRESETS: &[(&str, PresetWord)] = &[
     ("jsonl", PresetWord::Jsonl),
     ("plain", PresetWord::Plain),
@@ -131,7 +146,48 @@ pub(super) fn read(
     for (name, map) in top.named("commands", ctx) {
         commands.insert(name.to_owned(), command(map, ctx, runners, budget));
     }
+    for (name, runner) in runners {
+        asked_for(top, ctx, (name, runner), &commands);
+    }
     commands
+}
+
+/// A runner's command is there, and open to it.
+fn asked_for(
+    top: &mut MapReader<'_>,
+    ctx: &mut Context<'_>,
+    (name, runner): (&String, &RunnerConfig),
+    commands: &BTreeMap<String, CommandConfig>,
+) {
+    let Some(command) = runner.command() else { return };
+    let (message, remedy) = match commands.get(command) {
+        Some(found) if found.runners.contains(name) => return,
+        Some(_) => {
+            let message = format!("the command {} is not open to this runner", quoted(command));
+            (message, format!("add `{name}` to `runners` of the command"))
+        }
+        None => {
+            let message = format!("no command has the name {}", quoted(command));
+            (message, known(command, commands.keys()))
+        }
+    };
+    let mut span = top.span();
+    let mut node = top.node("runners");
+    for step in [name, "params", "command"] {
+        let Some(Kind::Map(map)) = node.map(|node| &node.kind) else { break };
+        node = map.get(step);
+        span = node.map_or(span, |node| node.span);
+    }
+    ctx.error(span, &format!("{}.params.command", join("runners", name)), message, remedy);
+}
+
+/// The remedy for a name that is none of these commands.
+pub fn known<'n>(name: &str, commands: impl Iterator<Item = &'n String> + Clone) -> String {
+    match nearest(name, commands.clone().map(String::as_str)) {
+        Some(known) => format!("did you mean `{known}`?"),
+        None if commands.clone().next().is_none() => format!("add `{name}` to `commands`"),
+        None => format!("known: {}", list(commands)),
+    }
 }
 
 fn command(
@@ -161,8 +217,7 @@ fn command(
     let secrets = secrets(&mut map, ctx);
     let sandbox = map.choice("sandbox", ctx, true, &[("on", true), ("off", false)]);
     let network = map.boolean("network", ctx, false);
-    let read = map.texts("read", ctx).unwrap_or_default();
-    let write = map.texts("write", ctx).unwrap_or_default();
+    let (read, write) = (granted(&mut map, "read", ctx), granted(&mut map, "write", ctx));
     if !sandbox && (!read.is_empty() || !write.is_empty()) {
         let key = map.key("sandbox");
         ctx.warn(map.span(), &key, "without a sandbox `read` and `write` bind nothing", "take them out");
@@ -199,6 +254,25 @@ fn command(
     command
 }
 
+/// Paths of a grant: of the root, of the home directory, or absolute. Whether they are there, and
+/// beside what the daemon keeps for itself, is looked at when a run starts.
+fn granted(map: &mut MapReader<'_>, name: &'static str, ctx: &mut Context<'_>) -> Vec<String> {
+    let span = map.node(name).map_or(map.span(), |node| node.span);
+    let paths = map.texts(name, ctx).unwrap_or_default();
+    for path in &paths {
+        let components = Path::new(path).components();
+        let (message, remedy) = if components.clone().any(|part| part == Component::ParentDir) {
+            ("has `..` in it", "write an absolute path for what lies outside of the root")
+        } else if components.clone().eq([Component::RootDir]) {
+            ("is the whole machine", "grant single directories")
+        } else {
+            continue;
+        };
+        ctx.error(span, &map.key(name), format!("{} {message}", quoted(path)), remedy);
+    }
+    paths
+}
+
 /// A reservation that no day has room for would make its mandates wait for ever.
 fn fits(map: &MapReader<'_>, ctx: &mut Context<'_>, command: &CommandConfig, budget: &BudgetConfig) {
     let cases = [
@@ -222,7 +296,7 @@ fn asked_by(
 ) -> Vec<String> {
     let span = map.node("runners").map_or(map.span(), |node| node.span);
     let Some(named) = map.texts("runners", ctx) else {
-        let of_plugin = runners.iter().filter(|(_, runner)| is_command_plugin(&runner.plugin));
+        let of_plugin = runners.iter().filter(|(_, runner)| runner.is_of_commands());
         return of_plugin.map(|(name, _)| name.clone()).collect();
     };
     for name in named.iter().filter(|name| !runners.contains_key(*name)) {
@@ -233,10 +307,6 @@ fn asked_by(
         ctx.error(span, &map.key("runners"), format!("no runner has the name {}", quoted(name)), remedy);
     }
     named
-}
-
-fn is_command_plugin(plugin: &str) -> bool {
-    plugin == PLUGIN || plugin.rsplit('/').next() == Some("libcommand.so")
 }
 
 /// Values are not shown in a dump: secrets stand here by mistake more often than not.

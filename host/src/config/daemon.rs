@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::commands::{self, CommandConfig};
 use super::keys;
 use super::llm::{self, LlmConfig, ToolsConfig};
-use super::reader::{Context, Effective, MapReader, Override, nothing_secret};
+use super::reader::{Context, Effective, MapReader, Origin, Override, join, nothing_secret};
 use super::report::{Report, nearest};
 use super::swap::{self, SwapConfig};
 use super::yaml::{self, Node};
@@ -268,6 +268,25 @@ impl DaemonConfig {
             }
         }
         diff
+    }
+
+    /// The dotted path of one of these keys.
+    #[must_use]
+    pub fn key_of(path: &[&str]) -> String {
+        path.iter().fold(String::new(), |path, name| join(&path, name))
+    }
+
+    /// The line of the file that a key, or else the nearest one around it, stands on.
+    #[must_use]
+    pub fn line_of(&self, key: &str) -> Option<u32> {
+        let mut key = key;
+        loop {
+            let known = self.effective.iter().find(|known| known.key == key);
+            if let Some(Origin::Line(line)) = known.map(|known| &known.origin) {
+                return Some(*line);
+            }
+            key = key.rsplit_once('.')?.0;
+        }
     }
 
     /// Where the pid file goes below `root`.

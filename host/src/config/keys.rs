@@ -85,7 +85,7 @@ pub const DAEMON: &[Key] = &[
     live("runners.*.grants.write", "As `read`, for what it can also change."),
     live(
         "commands.*.argv",
-        "A program that runners may ask for, and its arguments. A bare name is looked up in the `PATH` of `env`.",
+        "A program that runners may ask for, and its arguments. With a slash it is a path from the root, absolute or of the home directory (`~/`), wherever it starts; a bare name is looked up in the `PATH` of `env`. While it is not there, mandates wait.",
     ),
     live(
         "commands.*.preset",
@@ -96,7 +96,7 @@ pub const DAEMON: &[Key] = &[
         "What it is given: the mandate as JSON, the prompt as text. By itself `mandate` for `jsonl`, `nothing` for `plain`, else `prompt`.",
     ),
     live("commands.*.prompt", "How it gets that: on standard input, or as its last argument."),
-    live("commands.*.cwd", "Where it starts."),
+    live("commands.*.cwd", "Where it starts, from the root."),
     live(
         "commands.*.env",
         "Its environment; by itself only `PATH`. A value may begin with `~/`. Not for secrets.",
@@ -113,7 +113,7 @@ pub const DAEMON: &[Key] = &[
     live("commands.*.network", "Whether it may use the network."),
     live(
         "commands.*.read",
-        "Files and directories it may read and run programs of, beside the system's own. `~/` is the home directory.",
+        "Files and directories it may read and run programs of, beside the system's own: from the root, absolute, or of the home directory (`~/`). Never with `..`, never `/`, never the daemon's own.",
     ),
     live("commands.*.write", "Files and directories it may change."),
     live(

@@ -505,7 +505,8 @@ pub fn report_duplicates(node: &Node, path: &str, ctx: &mut Context<'_>) {
 /// Leaves a value as it is in a dump.
 pub fn nothing_secret(_: &mut Value) {}
 
-fn join(path: &str, name: &str) -> String {
+/// The dotted path of a key; a name with a dot in it is quoted.
+pub(super) fn join(path: &str, name: &str) -> String {
     if path.is_empty() {
         return name.to_owned();
     }

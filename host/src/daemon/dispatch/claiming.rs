@@ -4,7 +4,7 @@
 //! clears it first, so that what is queued meanwhile sets it again; an answer that is full sets it
 //! too, because it may have left something behind.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use tokio::sync::OwnedSemaphorePermit;
@@ -16,7 +16,7 @@ use crate::store::{self, BudgetBlock, ClaimOutcome, ClaimRequest, ClaimedCycle};
 impl Inner {
     pub(super) fn claim_request(&self, max: usize) -> ClaimRequest {
         let now = self.parts.clock.now();
-        let offers = Arc::clone(&self.offers.read().unwrap_or_else(PoisonError::into_inner));
+        let offers = self.offers_now(&self.unfit());
         ClaimRequest { now, max, gate: self.parts.wallet.gate(now), offers }
     }
 

@@ -403,10 +403,23 @@ impl Dispatch {
         self.0.table().last_cycle_at
     }
 
+    /// Why nothing of this runner starts, if that is so now.
+    #[must_use]
+    pub fn unserved(&self, runner: &str) -> Option<String> {
+        let missing = self.0.parts.runners.current(runner).err().map(|error| error.to_string());
+        missing.or_else(|| self.0.unfit().remove(runner))
+    }
+
     /// Why waiting work does not start, and what is less than it could be, for people.
     #[must_use]
     pub fn reasons(&self) -> Vec<String> {
-        let mut reasons = self.0.table().reasons();
+        let unfit = self.0.unfit();
+        let table = self.0.table();
+        let mut reasons = table.reasons();
+        // Also before anything waits for them.
+        let more = unfit.into_iter().filter(|(runner, _)| !table.waits.contains_key(runner));
+        reasons.extend(more.map(|(runner, why)| format!("runner {runner}: {why}")));
+        drop(table);
         reasons.extend(self.0.parts.runners.degraded());
         reasons
     }

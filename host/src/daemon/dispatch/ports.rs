@@ -1,6 +1,6 @@
 //! What dispatch needs of its neighbours, so that it can be driven without them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -67,6 +67,12 @@ pub trait OpenServices: Send + Sync + 'static {
         stop: Arc<StopSignal>,
         deadline: Option<DateTime<Utc>>,
     ) -> Arc<dyn Services>;
+
+    /// Runners that are there and could yet do nothing now, with the reasons: what they need of the
+    /// machine is missing. Their mandates wait. Asked before each claim, so it is quick.
+    fn unfit(&self) -> BTreeMap<String, String> {
+        BTreeMap::new()
+    }
 }
 
 impl OpenServices for Arc<Broker> {

@@ -110,6 +110,8 @@ pub(super) struct Table {
     pub(super) stuck: BTreeMap<u64, Stuck>,
     /// Why the mandates of a runner wait, as noted in the store.
     pub(super) waits: BTreeMap<String, String>,
+    /// True when trying them again is a look at files and no more.
+    pub(super) cheap_to_retry: bool,
     /// When unavailable runners with waiting mandates are tried again.
     pub(super) retry_runners: Option<Hold>,
     /// Runners whose processes keep dying.
@@ -178,7 +180,11 @@ impl Table {
 
     /// Sets or lengthens the wait before unavailable runners are tried again.
     pub(super) fn retry_runners_later(&mut self, now: Duration) {
-        let wait = self.retry_runners.as_ref().map_or(BACK_OFF.0 * 4, |hold| (hold.wait * 2).min(BACK_OFF.1));
+        let wait = match &self.retry_runners {
+            _ if self.cheap_to_retry => BACK_OFF.0 * 2,
+            Some(hold) => (hold.wait * 2).min(BACK_OFF.1),
+            None => BACK_OFF.0 * 4,
+        };
         self.retry_runners = Some(Hold { reason: String::new(), retry_at: now + wait, wait });
     }
 

@@ -30,6 +30,22 @@ impl Inner {
         *self.offers.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(offers);
     }
 
+    /// Runners that could do nothing now, with the reasons.
+    pub(super) fn unfit(&self) -> BTreeMap<String, String> {
+        let services = Arc::clone(&*self.services.read().unwrap_or_else(PoisonError::into_inner));
+        services.unfit()
+    }
+
+    /// What is offered without those.
+    pub(super) fn offers_now(&self, unfit: &BTreeMap<String, String>) -> Arc<HashMap<String, RunnerOffer>> {
+        let offers = Arc::clone(&self.offers.read().unwrap_or_else(PoisonError::into_inner));
+        if unfit.keys().all(|runner| !offers.contains_key(runner)) {
+            return offers;
+        }
+        let fit = offers.iter().filter(|(runner, _)| !unfit.contains_key(*runner));
+        Arc::new(fit.map(|(runner, offer)| (runner.clone(), offer.clone())).collect())
+    }
+
     /// Compares what waits with what is offered and notes in the store why it waits.
     pub(super) fn note_waits(self: &Arc<Self>) {
         let inner = Arc::clone(self);
@@ -42,8 +58,14 @@ impl Inner {
 
     async fn compare_waits(self: &Arc<Self>) -> Result<(), store::Error> {
         let inner = Arc::clone(self);
-        let read = tokio::task::spawn_blocking(move || inner.missing_runners());
-        let missing = read.await.unwrap_or(Err(store::Error::Closed))?;
+        let read = tokio::task::spawn_blocking(move || {
+            let unfit = inner.unfit();
+            let missing = inner.missing_runners(&unfit)?;
+            // Looking whether a program is there by now costs nothing; loading a plugin does.
+            let cheap = missing.keys().all(|runner| unfit.contains_key(runner));
+            Ok((missing, cheap))
+        });
+        let (missing, cheap) = read.await.unwrap_or(Err(store::Error::Closed))?;
         let changes: Vec<(String, Option<String>)> = {
             let mut table = self.table();
             let gone = table.waits.keys().filter(|name| !missing.contains_key(*name)).cloned();
@@ -51,6 +73,7 @@ impl Inner {
             let new = missing.iter().filter(|(name, why)| table.waits.get(*name) != Some(why));
             let new: Vec<_> = new.map(|(name, why)| (name.clone(), Some(why.clone()))).collect();
             table.waits.clone_from(&missing);
+            table.cheap_to_retry = cheap;
             match (missing.is_empty(), &table.retry_runners) {
                 (true, _) => table.retry_runners = None,
                 (false, None) => table.retry_runners_later(self.parts.clock.monotonic()),
@@ -69,8 +92,11 @@ impl Inner {
     }
 
     /// Runners that queued mandates ask for and that are not offered, with the reason. Blocks.
-    fn missing_runners(&self) -> Result<BTreeMap<String, String>, store::Error> {
-        let offers = Arc::clone(&self.offers.read().unwrap_or_else(PoisonError::into_inner));
+    fn missing_runners(
+        &self,
+        unfit: &BTreeMap<String, String>,
+    ) -> Result<BTreeMap<String, String>, store::Error> {
+        let offers = self.offers_now(unfit);
         if self.parts.store.counts()?.queued == 0 {
             return Ok(BTreeMap::new());
         }
@@ -82,7 +108,10 @@ impl Inner {
                 let why = match (self.held(&row.runner), self.parts.runners.current(&row.runner)) {
                     (_, Err(error)) => error.to_string(),
                     (Some(why), Ok(_)) => why,
-                    (None, Ok(_)) => continue,
+                    (None, Ok(_)) => match unfit.get(&row.runner) {
+                        Some(why) => why.clone(),
+                        None => continue,
+                    },
                 };
                 missing.insert(row.runner, why);
             }
@@ -110,8 +139,11 @@ impl Inner {
         self.runtime.spawn(async move {
             let runners = Arc::clone(&inner.parts.runners);
             // Loading reads files and runs constructors.
+            let looked = Arc::clone(&inner);
             let tried = tokio::task::spawn_blocking(move || {
-                names.iter().filter(|name| runners.retry(name).is_ok()).count()
+                let unfit = looked.unfit();
+                let there = |name: &&String| runners.retry(name).is_ok() && !unfit.contains_key(*name);
+                names.iter().filter(there).count()
             });
             if tried.await.is_ok_and(|mended| mended > 0) {
                 inner.read_offers();

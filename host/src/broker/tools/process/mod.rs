@@ -8,6 +8,7 @@
 mod child;
 mod leftovers;
 pub mod preset;
+pub mod ready;
 mod text;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -83,7 +84,7 @@ pub struct Grant {
 pub struct CommandSpec {
     /// Its name in calls.
     pub name: String,
-    /// Program and arguments.
+    /// Program and arguments. A program with a slash is an absolute path, any other is looked up.
     pub argv: Vec<String>,
     /// How its output is read.
     pub preset: Preset,
@@ -291,18 +292,10 @@ impl ProcessRun {
         }
         let mut secrets = vec![];
         for (name, source) in &spec.secrets {
-            let secret = source().map_err(|why| not_started(format!("secret {name}: {why}")))?;
-            if secret.len() < SECRET_MIN || secret.contains('\0') {
-                return Err(not_started(format!(
-                    "secret {name}: it has less than {SECRET_MIN} bytes, or a NUL"
-                )));
-            }
+            let secret = ready::secret(source).map_err(|why| not_started(format!("secret {name}: {why}")))?;
             secrets.push((name, secret));
         }
-        let path = spec.env.get("PATH").map(String::as_str).unwrap_or_default();
-        let program = find_program(&spec.argv[0], path, &spec.cwd).ok_or_else(|| {
-            not_started(format!("{}: there is no such program in PATH={path}", spec.argv[0]))
-        })?;
+        let program = spec.program().map_err(not_started)?;
         let scratch = scratch(&spec.scratch).map_err(not_started)?;
         let start = Start {
             program: &program,
@@ -397,15 +390,6 @@ fn input(spec: &CommandSpec, args: &Args) -> Result<Option<String>, Refusal> {
         return Err(Refusal::Invalid(message));
     }
     Ok(Some(text))
-}
-
-/// A name with a slash is a path from where the program starts; any other is looked up.
-fn find_program(name: &str, path: &str, cwd: &Path) -> Option<PathBuf> {
-    if name.contains('/') {
-        return Some(cwd.join(name));
-    }
-    let dirs = path.split(':').filter(|dir| dir.starts_with('/'));
-    dirs.map(|dir| Path::new(dir).join(name)).find(|candidate| candidate.is_file())
 }
 
 /// Why a program that was to be confined was not started.

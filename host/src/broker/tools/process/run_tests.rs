@@ -32,7 +32,7 @@ impl Bench {
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         let spec = CommandSpec {
             name: "agent".into(),
-            argv: vec!["./agent".into()],
+            argv: vec![program.display().to_string()],
             preset: Preset::Jsonl,
             input: Input::Mandate,
             pass: Pass::Stdin,
@@ -152,8 +152,11 @@ fn what_cannot_be_started_costs_nothing_and_says_why() {
     let short: Secret = Arc::new(|| Ok("abc".into()));
     type Change = Box<dyn FnOnce(&mut CommandSpec)>;
     let cases: [(&str, Change); 5] = [
-        ("no such program", Box::new(|spec| spec.argv = vec!["no-such-agent".into()])),
-        ("No such file", Box::new(|spec| spec.argv = vec!["./gone".into()])),
+        (
+            "there is no program no-such-agent in PATH",
+            Box::new(|spec| spec.argv = vec!["no-such-agent".into()]),
+        ),
+        ("there is no program /gone", Box::new(|spec| spec.argv = vec!["/gone".into()])),
         ("No such file", Box::new(|spec| spec.cwd = "/no/such/place".into())),
         ("has no K", Box::new(|spec| drop(spec.secrets.insert("K".into(), secret)))),
         ("less than 4 bytes", Box::new(|spec| drop(spec.secrets.insert("K".into(), short)))),

@@ -1,0 +1,117 @@
+//! What keeps a configured program from starting, looked at without starting it: the same rules by
+//! which a run is refused, so that what is told ahead is what would happen. Changes nothing, and
+//! never shows a secret.
+
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, access};
+
+use super::{CommandSpec, SECRET_MIN, Secret};
+use crate::broker::policy;
+
+/// One thing that is missing or wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lack {
+    /// The key of the command that says so: `argv`, `cwd`, `secrets.NAME`, `read` or `write`.
+    pub key: String,
+    /// What is wrong.
+    pub message: String,
+    /// What to do about it.
+    pub remedy: &'static str,
+}
+
+impl Lack {
+    fn new(key: impl Into<String>, message: impl Into<String>, remedy: &'static str) -> Self {
+        Self { key: key.into(), message: message.into(), remedy }
+    }
+}
+
+impl CommandSpec {
+    /// Everything that keeps it from starting now; empty when nothing does. Looks at files, so it
+    /// may block for as long as those do.
+    #[must_use]
+    pub fn lacks(&self) -> Vec<Lack> {
+        let mut found = Vec::new();
+        if let Err(message) = self.program() {
+            found.push(Lack::new("argv", message, "install it, or write where it is"));
+        }
+        if !self.cwd.is_dir() {
+            let message = format!("{} is no directory", self.cwd.display());
+            found.push(Lack::new("cwd", message, "make it, or write another one"));
+        }
+        for (name, source) in &self.secrets {
+            if let Err(message) = secret(source) {
+                let remedy = "set it where the daemon runs; this was looked up in this environment";
+                found.push(Lack::new(format!("secrets.{name}"), message, remedy));
+            }
+        }
+        let Some(grant) = &self.grant else { return found };
+        for (key, paths) in [("read", &grant.read), ("write", &grant.write)] {
+            for path in paths {
+                if let Err(message) = grantable(path, &self.own) {
+                    let remedy = "make it, or grant another one that lies beside the daemon's own";
+                    found.push(Lack::new(key, message, remedy));
+                }
+            }
+        }
+        found
+    }
+
+    /// The file that is run. A name with a slash is that file; any other is looked up in the
+    /// configured `PATH`.
+    ///
+    /// # Errors
+    /// There is none that can be run, for people.
+    pub fn program(&self) -> Result<PathBuf, String> {
+        let name = &self.argv[0];
+        if name.contains('/') {
+            let file = PathBuf::from(name);
+            return match (file.is_file(), runs(&file)) {
+                (true, true) => Ok(file),
+                (true, false) => Err(format!("{name} cannot be executed")),
+                (false, _) => Err(format!("there is no program {name}")),
+            };
+        }
+        let path = self.env.get("PATH").map(String::as_str).unwrap_or_default();
+        let dirs = path.split(':').filter(|dir| dir.starts_with('/'));
+        let mut found = dirs.map(|dir| Path::new(dir).join(name));
+        let found = found.find(|candidate| candidate.is_file() && runs(candidate));
+        found.ok_or_else(|| format!("there is no program {name} in PATH={path}"))
+    }
+}
+
+fn runs(file: &Path) -> bool {
+    access(file, Access::EXEC_OK).is_ok()
+}
+
+/// A secret that can be used.
+///
+/// # Errors
+/// Why there is none, without it.
+pub fn secret(source: &Secret) -> Result<String, String> {
+    let secret = source()?;
+    if secret.len() < SECRET_MIN || secret.contains('\0') {
+        return Err(format!("it has less than {SECRET_MIN} bytes, or a NUL"));
+    }
+    Ok(secret)
+}
+
+/// A grant that held the daemon's own directory would hand out its token and its store.
+///
+/// # Errors
+/// Why the path cannot be granted; it may be that it is not there.
+pub fn grantable(path: &Path, own: &Path) -> Result<(), String> {
+    let real = |path: &Path| path.canonicalize().map_err(|error| format!("{}: {error}", path.display()));
+    let granted = real(path)?;
+    // Before the first start there may be nothing to keep.
+    let own = real(own).unwrap_or_else(|_| own.to_owned());
+    let shared = |inside: &Path| policy::SHARED.iter().any(|part| inside.starts_with(part));
+    if own.starts_with(&granted) || granted.strip_prefix(&own).is_ok_and(|inside| !shared(inside)) {
+        return Err(format!(
+            "the grant {} holds the daemon's own directory; grant what lies beside it, keep the root elsewhere, or \
+             write `sandbox: off`",
+            path.display()
+        ));
+    }
+    Ok(())
+}
