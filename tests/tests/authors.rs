@@ -132,7 +132,7 @@ expect:
         "scenario.yml:2:11: mandate.gaol: unknown key\n    -> did you mean `goal`?",
         "scenario.yml:4:5: replies[0]: a reply is to one call",
         "scenario.yml:5:5: replies[1]: a tool answers in one way",
-        "scenario.yml:7:5: faults[0].call: no such call\n    -> did you mean `llm`?",
+        "scenario.yml:7:12: faults[0].call: no such call\n    -> did you mean `llm`?",
         "scenario.yml:8:5: faults[1]: a fault does one thing",
         "scenario.yml:10:3: expect.stauts: unknown key\n    -> did you mean `status`?",
         "scenario.yml:11:9: expect.more: expected true or false",
@@ -366,4 +366,60 @@ fn the_walk_of_the_guide_leads_to_a_running_schedule() {
 #[test]
 fn the_scenario_of_the_guide_is_right() {
     passes("hello_runner", &blocks("Testing", "yaml").remove(0));
+}
+
+#[test]
+fn a_new_runner_in_c_takes_the_header_it_is_told_to_or_says_why_not() {
+    let desk = Desk::new();
+    let api = desk.0.path().join("sources/plugin-api");
+    fs::create_dir_all(api.join("include")).unwrap();
+    fs::write(api.join("Cargo.toml"), "[package]\nname = \"kairos-plugin-api\"\n").unwrap();
+    let made = |api: &str| desk.kairos(&["plugin", "new", "mine", "--lang", "c", "--api", api]);
+    for (api, words) in [
+        ("nowhere", "holds no kairos-plugin-api"),
+        ("https://x.invalid/kairos.git", "takes only a header"),
+        ("sources", "no header that can be read"),
+    ] {
+        let refused = made(api);
+        assert!(refused.code == 2 && refused.stderr.contains(words), "{api}: {}", refused.stderr);
+        assert!(!desk.0.path().join("mine").exists());
+    }
+    fs::write(api.join("include/kairos.h"), "/* theirs */\n").unwrap();
+    assert_eq!(made("sources").code, 0);
+    assert_eq!(fs::read_to_string(desk.0.path().join("mine/kairos.h")).unwrap(), "/* theirs */\n");
+}
+
+#[test]
+fn mistakes_of_syntax_hide_no_others() {
+    let scenario = "
+mandate: {gaol: x
+replies:
+  - {llmm: a, txt: b}
+  - {tool: fs.read, output: 1, outptu: 2}
+faults:
+  - call: llm
+    answer: budget_exausted
+  - {call: llm, message: no more}
+expect:
+  - {status: stoped}
+  - {status: \"ok}
+now: tomorrow
+timeouts: 3s
+";
+    let tested = Desk::new().play("stub", scenario, &[]);
+    assert_eq!(tested.code, 2, "{}", tested.stdout);
+    for line in [
+        "not valid YAML",
+        "scenario.yml:4:5: replies[0]: a reply is to one call",
+        "scenario.yml:4:6: replies[0].llmm: unknown key\n    -> did you mean `llm`?",
+        "scenario.yml:5:32: replies[1].outptu: unknown key\n    -> did you mean `output`?",
+        "scenario.yml:8:13: faults[0].answer: not a known word\n    -> did you mean `budget_exhausted`?",
+        "scenario.yml:9:5: faults[1]: a fault does one thing",
+        "scenario.yml:13:6: now: not a time",
+        "scenario.yml:14:1: timeouts: unknown key\n    -> did you mean `timeout`?",
+    ] {
+        assert!(tested.stderr.contains(line), "{line}\nis missing in\n{}", tested.stderr);
+    }
+    assert_eq!(tested.stderr.matches("not valid YAML").count(), 2, "{}", tested.stderr);
+    assert!(!tested.stderr.contains("nothing is expected"), "{}", tested.stderr);
 }

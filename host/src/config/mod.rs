@@ -5,6 +5,7 @@
 pub mod commands;
 pub mod daemon;
 pub mod docs;
+pub mod document;
 pub mod edit;
 pub mod env;
 pub mod keys;

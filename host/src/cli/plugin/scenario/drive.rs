@@ -26,6 +26,9 @@ const OF_THE_RUNNER: [&str; 4] = ["setup_refused", "panic_in_new", "crashed", "l
 const DIED: &str = "died";
 /// The code of a runner that did not end in time.
 const HUNG: &str = "hung";
+/// What can come of a run beside what a host answers.
+pub const OUTCOMES: [&str; 6] =
+    [OF_THE_RUNNER[0], OF_THE_RUNNER[1], OF_THE_RUNNER[2], OF_THE_RUNNER[3], DIED, HUNG];
 
 /// Starts a fresh runner with these params, in another process where there are processes.
 pub type Start<'a> = &'a dyn Fn(&Map<String, Value>) -> Result<Arc<dyn RunnerBackend>, LoadError>;

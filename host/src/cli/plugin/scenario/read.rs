@@ -10,14 +10,13 @@ use kairos_plugin_api::testing::ANY;
 use kairos_plugin_api::{CallError, LlmReply, Mandate, ToolReply, Usage, code};
 use serde_json::{Map, Value};
 
+use super::drive::OUTCOMES;
 use super::{Expect, Fault, LogMatch, Reply, Scenario, StepMatch, Strike, Text};
+use crate::config::document;
 use crate::config::reader::{Context, MapReader, nothing_secret, report_duplicates};
-use crate::config::report::{Problem, Report, nearest};
-use crate::config::yaml::{self, Kind, Node, Scalar};
-use crate::sys::files;
+use crate::config::report::{Report, nearest};
+use crate::config::yaml::{Kind, Node, Scalar, Span};
 
-/// Largest scenario that is read, in bytes.
-const SIZE_MAX: u64 = 16 << 20;
 /// How long a call of the runner may really take when the scenario does not say.
 const TIMEOUT: Duration = Duration::from_secs(10);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -36,6 +35,25 @@ const CALLS: [&str; 10] = [
     method::STATE_PUT,
     method::PROGRESS,
 ];
+/// All keys of the replies of every kind.
+const REPLY_KEYS: [&str; 9] =
+    ["llm", "tool", "decision", "error", "model", "stop_reason", "usage", "output", "refuses"];
+const CODES: [&str; 13] = [
+    code::STOPPED,
+    code::BUDGET_EXHAUSTED,
+    code::DENIED,
+    code::PAUSED,
+    code::DIVERGED,
+    code::BUSY,
+    code::INVALID,
+    code::UNSUPPORTED,
+    code::FAILED,
+    code::DEADLINE,
+    code::PANIC,
+    code::RETIRED,
+    code::BAD_REPORT,
+];
+const STATUSES: [&str; 3] = ["ok", "paused", "error"];
 const AMOUNTS: [&str; 4] = ["llm_calls", "input_tokens", "output_tokens", "cost_nano_usd"];
 
 /// Reads the file; `shown` is its name in problems.
@@ -43,36 +61,27 @@ const AMOUNTS: [&str; 4] = ["llm_calls", "input_tokens", "output_tokens", "cost_
 /// # Errors
 /// Everything that is wrong with it.
 pub fn read(path: &Path, shown: &str) -> Result<Scenario, Report> {
-    let file: Arc<str> = shown.into();
-    let mut report = Report::default();
-    let refused = |message: String, remedy: &str| {
-        let mut report = Report::default();
-        report.push(Problem::of_file(&file, message, remedy));
-        report
-    };
-    let bytes = files::read(path, SIZE_MAX)
-        .map_err(|error| refused(error.to_string(), "make it a readable file"))?
-        .ok_or_else(|| refused("no such file".into(), "`kairos plugin new` writes one to start from"))?;
-    let root =
-        yaml::text_of(&bytes, &file, &mut report).and_then(|text| yaml::load(text, &file, &mut report, None));
-    let Some(root) = root else { return Err(report) };
-    let mut ctx =
-        Context { file: Arc::clone(&file), report: &mut report, schedule: None, overrides: &[], trace: None };
-    let scenario = scenario(&root, file, &mut ctx);
-    report.sort();
-    if report.is_ok() { Ok(scenario) } else { Err(report) }
+    let mut document = document::open(path, shown, "`kairos plugin new` writes one to start from")?;
+    let root = std::mem::replace(&mut document.root, Node::plain(""));
+    let unread = std::mem::take(&mut document.unread);
+    let scenario = scenario(&root, &unread, &mut document.context());
+    document.report.sort();
+    if document.report.is_ok() { Ok(scenario) } else { Err(document.report) }
 }
 
-fn scenario(root: &Node, file: Arc<str>, ctx: &mut Context<'_>) -> Scenario {
+/// `unread` are keys of whose values nothing is known but that they are wrong.
+fn scenario(root: &Node, unread: &[Box<str>], ctx: &mut Context<'_>) -> Scenario {
+    let file = Arc::clone(&ctx.file);
     let mut map = MapReader::new("", Some(root), ctx);
     let stem = Path::new(&*file).file_stem().map(|stem| stem.to_string_lossy().into_owned());
     let name = map.text("name", ctx, stem.as_deref()).unwrap_or_default();
     let params = map.json_map("params", ctx, nothing_secret);
     let mandate = mandate(map.map("mandate", ctx), ctx);
     let start = DateTime::from_timestamp(START, 0).expect("a valid time");
+    let at = place(&mut map, "now");
     let now = map.text("now", ctx, None).map_or(start, |text| {
         text.parse::<DateTime<Utc>>().unwrap_or_else(|_| {
-            ctx.error(map.span(), "now", "not a time", "write it as `2026-01-31T09:00:00Z`");
+            ctx.error(at, "now", "not a time", "write it as `2026-01-31T09:00:00Z`");
             start
         })
     });
@@ -83,6 +92,9 @@ fn scenario(root: &Node, file: Arc<str>, ctx: &mut Context<'_>) -> Scenario {
     let faults = each(&mut map, "faults", ctx, fault);
     let cuts = map.opt_choice("cuts", ctx, &[("all", true), ("none", false)]).unwrap_or(false);
     let expect = expectations(&mut map, ctx);
+    if expect.is_empty() && !unread.iter().any(|key| &**key == "expect") {
+        ctx.error(map.span(), "expect", "nothing is expected", "write for example `expect: {status: ok}`");
+    }
     map.finish(ctx);
     Scenario { file, name, params, mandate, now, deadline, timeout, state, replies, faults, cuts, expect }
 }
@@ -136,23 +148,25 @@ fn reply(node: &Node, path: String, ctx: &mut Context<'_>) -> Option<Reply> {
     let (llm, decision) = (map.node("llm"), map.node("decision"));
     let tool = map.text("tool", ctx, None);
     let given = usize::from(llm.is_some()) + usize::from(decision.is_some()) + usize::from(tool.is_some());
+    let mut reply = None;
     if given != 1 {
         let remedy = "write one of `llm: TEXT`, `tool: NAME` and `decision: VALUE`";
         ctx.error(node.span, map.path(), "a reply is to one call", remedy);
-        return None;
-    }
-    let reply = if let Some(llm) = llm {
-        Reply::Llm(llm_reply(&mut map, llm, ctx))
+        // Which keys belong to it is not known then, but each is one of some reply.
+        for known in REPLY_KEYS {
+            map.node(known);
+        }
+    } else if let Some(llm) = llm {
+        reply = Some(Reply::Llm(llm_reply(&mut map, llm, ctx)));
     } else if let Some(name) = tool {
         let answer = tool_reply(&mut map, node, ctx);
-        Reply::Tool(name, answer)
-    } else {
-        let decision = decision.expect("one of the three is given");
+        reply = Some(Reply::Tool(name, answer));
+    } else if let Some(decision) = decision {
         report_duplicates(decision, &map.key("decision"), ctx);
-        Reply::Decision(decision.to_json())
-    };
+        reply = Some(Reply::Decision(decision.to_json()));
+    }
     map.finish(ctx);
-    Some(reply)
+    reply
 }
 
 fn llm_reply(map: &mut MapReader<'_>, node: &Node, ctx: &mut Context<'_>) -> Result<LlmReply, CallError> {
@@ -204,6 +218,7 @@ fn call_error(map: &mut MapReader<'_>, ctx: &mut Context<'_>) -> Option<CallErro
     let node = map.node("error")?;
     let mut inside = MapReader::new(map.key("error"), Some(node), ctx);
     let word = inside.text("code", ctx, Some(code::FAILED)).unwrap_or_default();
+    not_misspelt(&word, CODES, place(&mut inside, "code"), &inside.key("code"), ctx);
     let message = inside.text("message", ctx, Some("the scenario says so")).unwrap_or_default();
     let detail = inside.json_map("detail", ctx, nothing_secret);
     inside.finish(ctx);
@@ -215,12 +230,13 @@ fn fault(node: &Node, path: String, ctx: &mut Context<'_>) -> Option<Fault> {
     let mut map = MapReader::new(path, Some(node), ctx);
     let call = map.text("call", ctx, Some(ANY)).unwrap_or_default();
     if call != ANY {
-        known_call(&call, node, &map.key("call"), ctx);
+        known_call(&call, place(&mut map, "call"), &map.key("call"), ctx);
     }
     let nth = usize::try_from(map.count("nth", ctx, 1, 1..=1_000_000)).unwrap_or(1);
     let mut strikes = vec![];
+    let message = map.text("message", ctx, Some("the scenario says so")).unwrap_or_default();
     if let Some(word) = map.text("answer", ctx, None) {
-        let message = map.text("message", ctx, Some("the scenario says so")).unwrap_or_default();
+        not_misspelt(&word, CODES, place(&mut map, "answer"), &map.key("answer"), ctx);
         strikes.push(Strike::Answer(CallError::new(&word, message)));
     }
     if let Some(time) = map.opt_duration("takes", ctx, Duration::from_millis(1)..=365 * DAY) {
@@ -243,7 +259,7 @@ fn fault(node: &Node, path: String, ctx: &mut Context<'_>) -> Option<Fault> {
     Some(Fault { call, nth, what: what? })
 }
 
-fn known_call(call: &str, node: &Node, key: &str, ctx: &mut Context<'_>) {
+fn known_call(call: &str, at: Span, key: &str, ctx: &mut Context<'_>) {
     if CALLS.contains(&call) || call.strip_prefix("tool:").is_some_and(|name| !name.is_empty()) {
         return;
     }
@@ -251,12 +267,28 @@ fn known_call(call: &str, node: &Node, key: &str, ctx: &mut Context<'_>) {
         Some(word) => format!("did you mean `{word}`?"),
         None => format!("known are {} and `tool:NAME`", CALLS.join(", ")),
     };
-    ctx.error(node.span, key, "no such call", remedy);
+    ctx.error(at, key, "no such call", remedy);
+}
+
+/// Codes and outcomes are open-ended, but a word that is nearly a known one is a slip.
+fn not_misspelt<'k>(
+    word: &str,
+    known: impl IntoIterator<Item = &'k str> + Clone,
+    at: Span,
+    key: &str,
+    ctx: &mut Context<'_>,
+) {
+    if known.clone().into_iter().any(|known| known == word) {
+        return;
+    }
+    if let Some(near) = nearest(word, known) {
+        ctx.error(at, key, "not a known word", format!("did you mean `{near}`?"));
+    }
 }
 
 /// A map for one run, or a list with one for each.
 fn expectations(map: &mut MapReader<'_>, ctx: &mut Context<'_>) -> Vec<Expect> {
-    let found = match map.node("expect") {
+    match map.node("expect") {
         None => vec![],
         Some(node) => match &node.kind {
             Kind::List(items) => {
@@ -265,17 +297,23 @@ fn expectations(map: &mut MapReader<'_>, ctx: &mut Context<'_>) -> Vec<Expect> {
             }
             _ => vec![expect(node, "expect".to_owned(), ctx)],
         },
-    };
-    if found.is_empty() {
-        ctx.error(map.span(), "expect", "nothing is expected", "write for example `expect: {status: ok}`");
     }
-    found
+}
+
+/// Where the value of a key stands; the map itself when it is not there.
+fn place(map: &mut MapReader<'_>, key: &'static str) -> Span {
+    map.node(key).map_or(map.span(), |node| node.span)
 }
 
 fn expect(node: &Node, path: String, ctx: &mut Context<'_>) -> Expect {
     let mut map = MapReader::new(path, Some(node), ctx);
+    let status = map.text("status", ctx, None);
+    if let Some(word) = &status {
+        let known = STATUSES.into_iter().chain(CODES).chain(OUTCOMES);
+        not_misspelt(word, known, place(&mut map, "status"), &map.key("status"), ctx);
+    }
     let expect = Expect {
-        status: map.text("status", ctx, None),
+        status,
         more: a_switch(&mut map, "more", ctx),
         summary: a_match(&mut map, "summary", ctx),
         error: a_match(&mut map, "error", ctx),
@@ -326,13 +364,13 @@ fn a_match(map: &mut MapReader<'_>, key: &'static str, ctx: &mut Context<'_>) ->
 fn step(node: &Node, path: String, ctx: &mut Context<'_>) -> Option<StepMatch> {
     if !matches!(node.kind, Kind::Map(_)) {
         let call = a_text(node, &path, ctx);
-        known_call(&call, node, &path, ctx);
+        known_call(&call, node.span, &path, ctx);
         return Some(StepMatch { call, ..StepMatch::default() });
     }
     let mut map = MapReader::new(path, Some(node), ctx);
     let call = map.text("call", ctx, None);
     match &call {
-        Some(call) => known_call(call, node, &map.key("call"), ctx),
+        Some(call) => known_call(call, place(&mut map, "call"), &map.key("call"), ctx),
         None => ctx.error(node.span, map.path(), "which call?", "write `call: llm` or `call: tool:NAME`"),
     }
     let args = map.node("args");
