@@ -67,7 +67,7 @@ typedef struct kairos_host_v1 {
     uint16_t minor;
     void *ctx;
     /* One call of the context; blocks. Methods with request -> answer: "phase" {"name"} -> {},
-     * "llm", "tool" {"name", "args"} -> {"ok", "output"}, "propose", "usage", "now", "random",
+     * "llm", "tool" {"name", "args"} -> {"ok", "output"}, "propose" (unsupported today), "usage", "now", "random",
      * "state_get", "state_put", "progress". Once one was answered with an error that ends the
      * attempt (stopped, paused, budget_exhausted, deadline, diverged), all later ones are answered
      * the same, and that is the outcome of the cycle, whatever the runner reports. */

@@ -24,7 +24,7 @@ pub mod method {
     pub const LLM: &str = "llm";
     /// `ToolCall` -> `ToolReply`.
     pub const TOOL: &str = "tool";
-    /// Any object -> any: a proposal for a person.
+    /// Any object -> any: a proposal for a person. No daemon decides proposals yet: `unsupported`.
     pub const PROPOSE: &str = "propose";
     /// `Usage` -> `{}`: usage that the host did not meter.
     pub const USAGE: &str = "usage";
@@ -116,11 +116,14 @@ impl Context {
         self.ask(method::TOOL, &ToolCall { name: name.to_owned(), args })
     }
 
-    /// Lays a proposal before a person; usually answered `paused` first, and with the decision
-    /// when the cycle runs again.
+    /// Lays a proposal before a person.
+    ///
+    /// Daemons of this version have no approvals and answer `unsupported`; the answer is recorded like a
+    /// refusal, and the cycle goes on. One that has them parks the mandate (`paused`), and gives the
+    /// decision when the cycle runs again. So a runner that proposes handles both.
     ///
     /// # Errors
-    /// As for [`tool`](Self::tool).
+    /// `unsupported`, or as for [`tool`](Self::tool).
     pub fn propose(&self, proposal: &Value) -> Result<Value, CallError> {
         self.ask(method::PROPOSE, proposal)
     }

@@ -20,6 +20,8 @@ pub mod code {
     pub const BUSY: &str = "busy";
     /// The request is malformed or names something that does not exist.
     pub const INVALID: &str = "invalid";
+    /// This host does not serve the call, whatever is asked; a newer one may.
+    pub const UNSUPPORTED: &str = "unsupported";
     /// The call was made and did not work.
     pub const FAILED: &str = "failed";
     /// The deadline of the cycle has passed.

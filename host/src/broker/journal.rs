@@ -275,7 +275,10 @@ impl CycleServices {
                 self.tell(call, method::RANDOM, hash, answer)
             }
             _ => {
-                let error = CallError::invalid("proposals are not served by this version of the daemon");
+                let error = CallError::new(
+                    code::UNSUPPORTED,
+                    "this version of the daemon has no approvals: nobody can decide a proposal; do without, or end",
+                );
                 self.tell(call, method::PROPOSE, hash, Err(error))
             }
         }

@@ -97,6 +97,10 @@ fn inspect(path: &Path, launcher: &Launcher, report: &mut CheckReport) -> Result
     let config = RunnerConfig::new(&manifest.name, path.display().to_string());
     report.isolation = launcher.isolation_for(&config, &plugin).ok().map(|isolation| isolation.to_string());
     report.tried = Some(launcher.trial_isolation().to_string());
+    if manifest.capabilities.iter().any(|wanted| wanted == "propose") {
+        let note = "wants propose, but this version has no approvals: its proposals are answered unsupported";
+        report.notes.push(note.to_owned());
+    }
     if manifest.panic == "abort" {
         report.notes.push("built with panic=abort, so it cannot run in_process".to_owned());
     }

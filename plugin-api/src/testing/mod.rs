@@ -157,7 +157,9 @@ impl FakeHost {
         self
     }
 
-    /// The next proposal is decided so; a proposal without a decision answers `paused`.
+    /// The next proposal is decided so, as by a daemon that has approvals. Without a decision a proposal
+    /// is answered `unsupported`, as by the daemons there are; `fail_at("propose", 1, ..)` with the code
+    /// `paused` is what it is like to wait for a person.
     #[must_use]
     pub fn decision(self, decision: impl Into<Value>) -> Self {
         self.lock().decisions.push_back(decision.into());

@@ -295,7 +295,8 @@ impl FakeHost {
             method::TOOL => to_value(&self.run_tool(&parse(request)?)?),
             method::PROPOSE => {
                 let decision = self.lock().decisions.pop_front();
-                decision.ok_or_else(|| CallError::new(code::PAUSED, "the proposal waits for a person"))
+                let without = "there are no approvals here; script a `decision` to be a host that has them";
+                decision.ok_or_else(|| CallError::new(code::UNSUPPORTED, without))
             }
             method::USAGE => {
                 let delta: Usage = parse(request)?;

@@ -305,14 +305,13 @@ fn state_is_that_of_the_start_plus_own_puts_and_lands_with_a_good_end() {
 fn calls_that_make_no_sense_are_answered_and_change_nothing() {
     let world = World::counting();
     let services = world.services(world.claim());
-    let cases: [(&str, &[u8]); 7] = [
+    let cases: [(&str, &[u8]); 6] = [
         ("nonsense", b"{}"),
         (method::LLM, b"not json"),
         (method::PHASE, b"{}"),
         (method::PHASE, b"{\"name\": \"a b\"}"),
         (method::RANDOM, b"{\"bytes\": 1025}"),
         (method::STATE_GET, b"[]"),
-        (method::PROPOSE, b"{}"),
     ];
     for (call, request) in cases {
         let error = services.call(call, request).unwrap_err();
@@ -328,6 +327,24 @@ fn calls_that_make_no_sense_are_answered_and_change_nothing() {
     let progress = services.progress().unwrap();
     assert_eq!((progress.message.len(), progress.fraction), (500, Some(1.0)));
     assert!(services.outcome().is_none());
+}
+
+#[test]
+fn a_proposal_is_said_to_be_unsupported_and_the_cycle_goes_on() {
+    let mut world = World::counting();
+    let services = world.services(world.claim());
+    let propose = (method::PROPOSE, json!({"what": "more"}));
+    let error = ask(&services, &propose).unwrap_err();
+    assert_eq!(error.code, code::UNSUPPORTED);
+    assert!(error.message.contains("no approvals") && !error.ends_attempt(), "{error}");
+    ask(&services, &llm("without, then")).unwrap();
+    assert!(services.outcome().is_none());
+    // Recorded: an attempt under a newer daemon sees what this one saw.
+    let again = world.interrupt(&services);
+    let services = world.services(again);
+    assert_eq!(ask(&services, &propose).unwrap_err(), error);
+    ask(&services, &llm("without, then")).unwrap();
+    assert_eq!(world.llm_calls(), 1);
 }
 
 #[test]

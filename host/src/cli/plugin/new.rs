@@ -22,7 +22,7 @@ pub struct NewArgs {
     /// Where; a directory that is not there yet [default: ./NAME]
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
-    /// Where kairos-plugin-api comes from: a directory, or the URL of a git repository
+    /// Where kairos-plugin-api comes from: a directory, or for a crate the URL of a git repository
     #[arg(long, value_name = "PATH_OR_URL")]
     pub api: Option<String>,
 }
@@ -53,16 +53,16 @@ pub fn run(args: &NewArgs, context: &Context) -> anyhow::Result<()> {
         Lang::Rust => (format!("target/release/{library}"), "cargo build --release", RUST),
         Lang::C => (library, "make", C),
     };
-    let api = match args.lang {
-        Lang::Rust => dependency(args.api.as_deref(), &context.cwd)?,
-        Lang::C => String::new(),
+    let (api, header) = match args.lang {
+        Lang::Rust => (dependency(args.api.as_deref(), &context.cwd)?, String::new()),
+        Lang::C => (String::new(), header(args.api.as_deref(), &context.cwd)?),
     };
     let play = format!("kairos plugin test {so} --scenario scenario.yml");
     let file = json!(dir.join(&so).to_string_lossy()).to_string();
     let params = if args.lang == Lang::Rust { ", params: {style: in three words}" } else { "" };
     let fill = |text: &str| {
         let known = [("name", args.name.as_str()), ("api", &api), ("so", &so), ("build", build)];
-        let more = [("play", play.as_str()), ("file", &file), ("params", params)];
+        let more = [("play", play.as_str()), ("file", &file), ("params", params), ("header", &header)];
         known
             .into_iter()
             .chain(more)
@@ -94,6 +94,8 @@ pub fn run(args: &NewArgs, context: &Context) -> anyhow::Result<()> {
     })
 }
 
+const OWN_HEADER: &str = include_str!("../../../../plugin-api/include/kairos.h");
+
 const RUST: &[(&str, &str)] = &[
     ("Cargo.toml", include_str!("templates/Cargo.toml.tpl")),
     ("src/lib.rs", include_str!("templates/lib.rs.tpl")),
@@ -105,7 +107,7 @@ const RUST: &[(&str, &str)] = &[
 const C: &[(&str, &str)] = &[
     ("runner.c", include_str!("templates/runner.c.tpl")),
     ("json.h", include_str!("../../../../examples/c-runner/json.h")),
-    ("kairos.h", include_str!("../../../../plugin-api/include/kairos.h")),
+    ("kairos.h", "{{header}}"),
     ("Makefile", include_str!("templates/Makefile.tpl")),
     ("scenario.yml", include_str!("templates/scenario.yml.tpl")),
     ("README.md", include_str!("templates/README.md.tpl")),
@@ -198,22 +200,46 @@ const TAKEN: &[&str] = &[
 /// The right side of the dependency on the plugin-api.
 fn dependency(api: Option<&str>, cwd: &Path) -> Result<String, Failure> {
     let quoted = |text: &str| json!(text).to_string();
-    if let Some(url) = api.filter(|api| api.contains("://") || api.starts_with("git@")) {
+    if let Some(url) = api.filter(|api| is_url(api)) {
         return Ok(format!("{{ git = {} }}", quoted(url)));
     }
-    let wanted = api.map_or_else(|| PathBuf::from(OWN_API), |api| cwd.join(api));
-    let found = [wanted.clone(), wanted.join("plugin-api")].into_iter().find(|dir| is_api(dir));
-    match found.map(|dir| dir.canonicalize().unwrap_or(dir)) {
-        Some(dir) => Ok(format!("{{ path = {} }}", quoted(&dir.to_string_lossy()))),
-        None if api.is_some() => {
-            Err(Failure::usage(format!("{} holds no kairos-plugin-api", wanted.display())).remedy(
-                "name the `plugin-api` directory of the Kairos sources, or the URL of a git repository",
-            ))
-        }
-        None => Err(Failure::usage("where the crate kairos-plugin-api is cannot be known here").remedy(
+    if let Some(api) = api {
+        return Ok(format!("{{ path = {} }}", quoted(&api_dir(api, cwd)?.to_string_lossy())));
+    }
+    match api_dir(OWN_API, cwd) {
+        Ok(dir) => Ok(format!("{{ path = {} }}", quoted(&dir.to_string_lossy()))),
+        Err(_) => Err(Failure::usage("where the crate kairos-plugin-api is cannot be known here").remedy(
             "say it with `--api PATH_OR_URL`: the Kairos sources, or the URL of their git repository",
         )),
     }
+}
+
+/// The header for C: this program's own, unless another version's is named.
+fn header(api: Option<&str>, cwd: &Path) -> Result<String, Failure> {
+    let Some(api) = api else { return Ok(OWN_HEADER.to_owned()) };
+    if is_url(api) {
+        return Err(Failure::usage(format!(
+            "--api {api}: a runner in C takes only a header, and none is fetched"
+        ))
+        .remedy("leave `--api` out for this program's own, or name a directory of the Kairos sources"));
+    }
+    let path = api_dir(api, cwd)?.join("include/kairos.h");
+    let found = files::read(&path, 1 << 20).ok().flatten().and_then(|bytes| String::from_utf8(bytes).ok());
+    found.ok_or_else(|| Failure::usage(format!("{} is no header that can be read", path.display())))
+}
+
+fn is_url(api: &str) -> bool {
+    api.contains("://") || api.starts_with("git@")
+}
+
+/// The directory of the plugin-api at or below that path.
+fn api_dir(api: &str, cwd: &Path) -> Result<PathBuf, Failure> {
+    let wanted = cwd.join(api);
+    let found = [wanted.clone(), wanted.join("plugin-api")].into_iter().find(|dir| is_api(dir));
+    found.map(|dir| dir.canonicalize().unwrap_or(dir)).ok_or_else(|| {
+        Failure::usage(format!("{} holds no kairos-plugin-api", wanted.display()))
+            .remedy("name the `plugin-api` directory of the Kairos sources, or the URL of a git repository")
+    })
 }
 
 fn is_api(dir: &Path) -> bool {
