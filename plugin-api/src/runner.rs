@@ -56,15 +56,18 @@ pub trait CycleRunner: Sized + Send + Sync + 'static {
         Ok(())
     }
 
-    /// The state for a successor, if there is any. Called between cycles.
+    /// The state for a successor, if there is any: an instance of the next version, or of this one
+    /// after this instance had to make room. Called between cycles; the instance may run more of
+    /// them afterwards, when the successor is not taken.
     ///
     /// # Errors
-    /// Why the state cannot be had; the successor then starts without.
+    /// Why the state cannot be had; the successor is then refused, unless it may start without.
     fn export_state(&self) -> Result<Option<State>, CallError> {
         Ok(None)
     }
 
-    /// Takes over a predecessor's state, of a schema listed in the manifest.
+    /// Takes over a predecessor's state, of a schema listed in the manifest, in place of what this
+    /// instance has. Called between cycles.
     ///
     /// # Errors
     /// Why it cannot be used.

@@ -33,7 +33,17 @@ pub fn bytes_of(mode: &str, made: u32) -> Vec<u8> {
     let at = bytes.windows(MARKER.len()).position(|found| found == MARKER).expect("it is in the data");
     let text = format!(" {mode:<24}");
     bytes[at + MARKER.len()..at + 40].copy_from_slice(&text.as_bytes()[..25]);
+    if mode == "other-state" {
+        list_schema(&mut bytes, b"variant/2");
+    }
     // What follows the last section is nobody's.
     bytes.extend(made.to_le_bytes());
     bytes
+}
+
+/// Writes another schema over the one in its manifest that no version uses.
+fn list_schema(bytes: &mut [u8], schema: &[u8; 9]) {
+    let found: Vec<usize> = (0..bytes.len() - 9).filter(|at| &bytes[*at..*at + 9] == b"variant/0").collect();
+    assert!(!found.is_empty(), "its manifest lists it");
+    found.into_iter().for_each(|at| bytes[at..at + 9].copy_from_slice(schema));
 }

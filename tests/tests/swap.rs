@@ -259,6 +259,9 @@ fn state_is_handed_over_at_a_boundary_and_what_cannot_be_read_is_refused_unless_
     let ran = root.cli(&["plugin", "swap", "v", &next.display().to_string(), "--cold", "--json"]);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     assert_eq!(run(&root, &[])?, "plain after 1");
+    // What its own manifest does not list is no state at all.
+    assert_eq!(swapped(&root, &trusted(&root, "unlisted-state"))["handover"], "variant/1");
+    assert_eq!(refused(&root, &next).0, "export_failed");
     Ok(())
 }
 

@@ -5,6 +5,7 @@ pub mod budget;
 pub mod canonical;
 pub mod cron;
 pub mod generation;
+pub mod handover;
 pub mod ids;
 pub mod mandate;
 pub mod missed;

@@ -5,14 +5,16 @@
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use kairos_plugin_api::{Mandate, Report, State};
+use kairos_plugin_api::{CallError, Mandate, Report};
 use tokio::sync::{oneshot, watch};
 
+use super::handover::Single;
 use super::pool::Pool;
 use super::{HostCalls, Isolation, RunnerBackend, RunnerError, RunnerIdentity, panic_text};
+use crate::domain::handover::HandOver;
 
 /// One loaded version of a runner. Cycles hold it; it is dropped when the last one is done.
 pub struct Generation {
@@ -22,6 +24,8 @@ pub struct Generation {
     deadline: Option<Duration>,
     /// Calls of `run_cycle` that have not returned.
     running: Arc<watch::Sender<usize>>,
+    /// What is known of the instance of a backend that has only one.
+    single: Arc<Mutex<Single>>,
 }
 
 impl fmt::Debug for Generation {
@@ -48,7 +52,8 @@ impl Generation {
 
     pub(super) fn new(backend: Arc<dyn RunnerBackend>, pool: Arc<Pool>, deadline: Option<Duration>) -> Self {
         let running = Arc::new(watch::Sender::new(0));
-        Self { identity: backend.identity().clone(), backend, pool, deadline, running }
+        let (identity, single) = (backend.identity().clone(), Arc::default());
+        Self { identity, backend, pool, deadline, running, single }
     }
 
     /// Who runs.
@@ -85,11 +90,16 @@ impl Generation {
         let backend = Arc::clone(&self.backend);
         self.running.send_modify(|running| *running += 1);
         let call = Call(Arc::clone(&self.running));
+        let single = Arc::clone(&self.single);
         let cycle = move || {
             let _call = call;
             // Backends catch the runner's panics; this is for a panic of a backend.
-            catch_unwind(AssertUnwindSafe(|| backend.run_cycle(&mandate, host)))
-                .unwrap_or_else(|payload| Err(RunnerError::Panic(panic_text(&*payload))))
+            let outcome = catch_unwind(AssertUnwindSafe(|| backend.run_cycle(&mandate, host)))
+                .unwrap_or_else(|payload| Err(RunnerError::Panic(panic_text(&*payload))));
+            if matches!(outcome, Err(RunnerError::Panic(_))) {
+                single.lock().unwrap_or_else(PoisonError::into_inner).retired();
+            }
+            outcome
         };
         match self.pool.thread() {
             // A caller that no longer listens has decided the cycle's fate already.
@@ -128,20 +138,51 @@ impl Generation {
         self.backend.begin_drain();
     }
 
-    /// The state for a successor. Blocks on foreign code.
+    /// The states of all instances, and those that still wait for one. Called at a boundary: an
+    /// instance that runs a cycle is left out. Blocks on foreign code.
     ///
     /// # Errors
-    /// The runner's.
-    pub fn export_state(&self) -> Result<Option<State>, RunnerError> {
-        self.backend.export_state()
+    /// The runner's; a state that is too large.
+    pub fn hand_over(&self) -> Result<HandOver, RunnerError> {
+        let states = match self.backend.instances() {
+            Some(instances) => instances.hand_over()?,
+            None => self.single().hand_over(self.backend())?,
+        };
+        if states.is_too_large() {
+            let message = format!("{} states are more than is handed over at once", states.0.len());
+            return Err(RunnerError::Call(CallError::invalid(message)));
+        }
+        Ok(states)
     }
 
-    /// Hands a predecessor's state over. Blocks on foreign code.
+    /// Takes states over: each goes to one instance, the rest wait for instances to come. One that
+    /// came from here before takes the place of what it was. Blocks on foreign code.
     ///
     /// # Errors
-    /// The runner's.
-    pub fn import_state(&self, state: State) -> Result<(), RunnerError> {
-        self.backend.import_state(state)
+    /// Why one was not taken; it is set aside, and the others are taken all the same.
+    pub fn take_over(&self, states: HandOver) -> Result<(), RunnerError> {
+        match self.backend.instances() {
+            Some(instances) => instances.take_over(states),
+            None => self.single().take_over(states, self.backend()),
+        }
+    }
+
+    /// How many instances there are whose state counts.
+    #[must_use]
+    pub fn instances(&self) -> usize {
+        self.backend.instances().map_or(1, |instances| instances.count())
+    }
+
+    /// Makes that many instances beforehand, where that can be done. Blocks on foreign code.
+    ///
+    /// # Errors
+    /// Why one cannot be had.
+    pub fn warm(&self, count: usize) -> Result<(), RunnerError> {
+        self.backend.instances().map_or(Ok(()), |instances| instances.warm(count))
+    }
+
+    fn single(&self) -> MutexGuard<'_, Single> {
+        self.single.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Asks the runner whether it could work. Blocks on foreign code.

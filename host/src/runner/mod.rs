@@ -11,6 +11,7 @@ mod death;
 #[doc(hidden)]
 pub mod fuzz;
 mod generation;
+mod handover;
 mod home;
 mod launch;
 pub mod library;
@@ -30,6 +31,7 @@ use std::sync::Arc;
 
 use kairos_plugin_api::{CallError, Mandate, Report, State};
 
+use crate::domain::handover::HandOver;
 use crate::sys::sandbox::Reached;
 
 /// What a backend needs of the host while one cycle runs, and the names of its calls. They are
@@ -121,8 +123,25 @@ pub trait RunnerBackend: Send + Sync + 'static {
         let _ = state;
         Ok(())
     }
+    /// Its instances, where cycles that run at once have one each. Such a one is not asked for a
+    /// state by itself.
+    fn instances(&self) -> Option<&dyn Instances> {
+        None
+    }
     /// Says that no new cycle will come; running ones finish.
     fn begin_drain(&self) {}
+}
+
+/// A backend with several instances. See [`Generation`] for what each call means.
+pub trait Instances {
+    /// How many have something to hand over.
+    fn count(&self) -> usize;
+    /// Makes that many beforehand.
+    fn warm(&self, count: usize) -> Result<(), RunnerError>;
+    /// The states of those that run no cycle now, and those that wait for an instance.
+    fn hand_over(&self) -> Result<HandOver, RunnerError>;
+    /// Gives each state to one instance, now or when there is one that may have it.
+    fn take_over(&self, states: HandOver) -> Result<(), RunnerError>;
 }
 
 /// What a panic said.

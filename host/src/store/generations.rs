@@ -4,12 +4,13 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
-use kairos_plugin_api::{Mandate, Report, State, Usage};
+use kairos_plugin_api::{Mandate, Report, Usage};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Pending, Result, StepRow};
 use crate::domain::generation::{GenerationEvent, GenerationState};
+use crate::domain::handover::HandOver;
 
 /// Recorded cycles that are kept of each runner; older ones are forgotten with each that comes.
 pub const RECENT_MAX: usize = 64;
@@ -50,8 +51,8 @@ pub struct GenerationMove {
     pub canary: bool,
     /// What is known of it from now on; none keeps what is there.
     pub details: Option<Value>,
-    /// The state its predecessor gave it.
-    pub handover: Option<State>,
+    /// The states its predecessor gave it.
+    pub handover: Option<HandOver>,
 }
 
 impl GenerationMove {
@@ -107,9 +108,9 @@ pub struct GenerationRow {
     pub trail: Vec<TrailEntry>,
     /// What its replay showed.
     pub details: Value,
-    /// The state its predecessor gave it.
+    /// The states its predecessor gave it.
     #[serde(skip)]
-    pub handover: Option<State>,
+    pub handover: Option<HandOver>,
 }
 
 /// A cycle that ended with a report, with all that its runner saw.

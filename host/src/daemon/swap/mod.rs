@@ -185,7 +185,7 @@ impl Swaps {
     pub async fn roll_back(&self, runner: &str, why: &str) -> Result<SwapView, Refusal> {
         let trial = self.0.table().trials.get(runner).cloned();
         if let Some(trial) = trial {
-            self.0.end_trial_badly(&trial, why).await?;
+            self.0.take_back_by_hand(&trial, why).await?;
             return Ok(trial.view.borrow().clone());
         }
         let before = self.0.version_before(runner).await?;

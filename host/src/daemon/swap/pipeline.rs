@@ -4,7 +4,6 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use kairos_plugin_api::State;
 use serde_json::json;
 use tokio::sync::watch;
 
@@ -12,6 +11,7 @@ use super::trial::Trial;
 use super::view::{Refusal, Stage, SwapView};
 use super::{Inner, Settings, on_thread, shadow, show};
 use crate::domain::generation::GenerationEvent;
+use crate::domain::handover::HandOver;
 use crate::runner::{Generation, Isolation, Pin, PluginFile, RunnerConfig, RunnerError};
 use crate::store::{GenerationMove, NewGeneration};
 
@@ -52,7 +52,7 @@ struct Swap {
 struct Recorded(Option<i64>);
 
 /// New cycles of a slot wait for as long as this lives.
-struct Held<'a> {
+pub(super) struct Held<'a> {
     inner: &'a Inner,
     runner: &'a str,
 }
@@ -279,31 +279,32 @@ impl Inner {
         on_thread("load", swap.settings.shadow_deadline, &*self.parts.clock, work).await?
     }
 
-    /// Hands the state over at a cycle boundary, if there is one to hand over. New cycles wait from
-    /// then until the guard goes, so that nothing is forgotten between export and flip.
+    /// Hands the states of all instances over at a cycle boundary, if there are any. New cycles wait
+    /// from then until the guard goes, so that nothing is forgotten between export and flip.
     async fn hand_over<'a>(
         &'a self,
         swap: &'a Swap,
         plugin: &PluginFile,
         ready: &Arc<Generation>,
-    ) -> Result<(Option<Held<'a>>, Option<State>), Refusal> {
+    ) -> Result<(Option<Held<'a>>, Option<HandOver>), Refusal> {
         let told = |what: &str| show(&swap.view, |seen| seen.handover = Some(what.to_owned()));
         if swap.plan.cold {
             told("cold");
             return Ok((None, None));
         }
-        let (runners, sha256) = (Arc::clone(&self.parts.runners), swap.serves.identity().generation.clone());
-        let states =
-            tokio::task::spawn_blocking(move || runners.kept(&sha256).map(|plugin| plugin.manifest.states));
+        let listed = self.schemas_of(&swap.serves).await;
         // What keeps no state says so in its manifest, and nobody waits for it.
-        if states.await.is_ok_and(|states| states.is_ok_and(|states| states.is_empty())) {
+        if listed.as_ref().is_some_and(Vec::is_empty) {
             told("none");
             return Ok((None, None));
         }
         let runner = swap.plan.runner.as_str();
-        self.parts.runners.hold(runner, true);
-        let held = Held { inner: self, runner };
-        self.parts.dispatch.runners_changed();
+        let limit = swap.settings.shadow_deadline;
+        // What takes time is done while cycles still begin.
+        let (next, count) = (Arc::clone(ready), swap.serves.instances());
+        let warm = on_thread("load", limit, &*self.parts.clock, move || next.warm(count));
+        warm.await?.map_err(|error| state_error("import_failed", &error))?;
+        let held = self.held(runner);
         let limit = swap.settings.drain_timeout;
         if !self.parts.dispatch.runner_idle(runner, limit).await {
             let message = format!("its cycles did not come to a boundary within {} s", limit.as_secs_f64());
@@ -312,29 +313,35 @@ impl Inner {
         }
         let limit = swap.settings.shadow_deadline;
         let serves = Arc::clone(&swap.serves);
-        let exported = on_thread("export_state", limit, &*self.parts.clock, move || serves.export_state());
-        let Some(state) = exported.await?.map_err(|error| state_error("export_failed", &error))? else {
-            told("none");
-            return Ok((Some(held), None));
-        };
-        if !plugin.manifest.states.contains(&state.schema) {
-            // Back to what served before: better without the newer state than not at all.
-            if swap.plan.back {
-                told("cold");
-                return Ok((Some(held), None));
-            }
-            let message = format!(
-                "the version that serves keeps state of schema {:?}\nthe candidate reads {:?}",
-                state.schema, plugin.manifest.states
-            );
-            let remedy = "list the schema in the candidate's manifest, or begin without the state: --cold";
-            return Err(Refusal::new("state_unreadable", message).remedy(remedy));
-        }
-        let (next, given) = (Arc::clone(ready), state.clone());
-        let imported = on_thread("import_state", limit, &*self.parts.clock, move || next.import_state(given));
+        let exported = on_thread("export_state", limit, &*self.parts.clock, move || serves.hand_over());
+        let states = exported.await?.map_err(|error| state_error("export_failed", &error))?;
+        readable(swap, &states, listed.as_deref(), &plugin.manifest.states)?;
+        // On the way back: better without the newer states than not at all.
+        let states = states.read_by(&plugin.manifest.states);
+        let (next, given) = (Arc::clone(ready), states.clone());
+        let imported = on_thread("import_state", limit, &*self.parts.clock, move || next.take_over(given));
         imported.await?.map_err(|error| state_error("import_failed", &error))?;
-        told(&state.schema);
-        Ok((Some(held), Some(state)))
+        let aside = states.0.iter().filter(|state| state.aside).count();
+        let told_as = states.told();
+        tracing::info!(runner, states = told_as, aside, "runner_state_handed_over");
+        told(if swap.plan.back && told_as == "none" && aside > 0 { "cold" } else { &told_as });
+        Ok((Some(held), Some(states)))
+    }
+
+    /// Lets new cycles of a runner wait until the guard goes.
+    pub(super) fn held<'a>(&'a self, runner: &'a str) -> Held<'a> {
+        self.parts.runners.hold(runner, true);
+        let held = Held { inner: self, runner };
+        self.parts.dispatch.runners_changed();
+        held
+    }
+
+    /// The schemas that a version lists; none when its file cannot be read any more.
+    pub(super) async fn schemas_of(&self, generation: &Generation) -> Option<Vec<String>> {
+        let (runners, sha256) = (Arc::clone(&self.parts.runners), generation.identity().generation.clone());
+        let read =
+            tokio::task::spawn_blocking(move || runners.kept(&sha256).map(|plugin| plugin.manifest.states));
+        read.await.ok()?.ok()
     }
 
     /// The commit, then the flip: from here on the candidate serves.
@@ -343,7 +350,7 @@ impl Inner {
         swap: &Swap,
         (old, next): (i64, i64),
         ready: Arc<Generation>,
-        handover: Option<State>,
+        handover: Option<HandOver>,
     ) -> Result<(), Refusal> {
         use GenerationEvent as E;
         let runner = swap.plan.runner.as_str();
@@ -427,6 +434,34 @@ impl Inner {
     async fn moved(&self, n: i64, event: GenerationEvent) -> Result<(), Refusal> {
         let step = GenerationMove::new(n, event, None);
         Ok(self.parts.generations.move_generations(vec![step], self.parts.clock.now()).await?)
+    }
+}
+
+/// Whether the states are of schemas that both versions list: the one that `wrote` them, where it
+/// is known what it lists, and the one that `reads` them.
+fn readable(
+    swap: &Swap,
+    states: &HandOver,
+    wrote: Option<&[String]>,
+    reads: &[String],
+) -> Result<(), Refusal> {
+    if let Some(state) = wrote.and_then(|wrote| states.unreadable(wrote)) {
+        let message = format!(
+            "the version that serves exported state of schema {:?}, which its manifest does not list",
+            state.state.schema
+        );
+        return Err(Refusal::new("export_failed", message).remedy("begin without the state: --cold"));
+    }
+    match states.unreadable(reads).filter(|_| !swap.plan.back) {
+        None => Ok(()),
+        Some(state) => {
+            let message = format!(
+                "the version that serves keeps state of schema {:?}\nthe candidate reads {reads:?}",
+                state.state.schema
+            );
+            let remedy = "list the schema in the candidate's manifest, or begin without the state: --cold";
+            Err(Refusal::new("state_unreadable", message).remedy(remedy))
+        }
     }
 }
 

@@ -101,11 +101,18 @@ impl Inner {
                 return tracing::error!(runner, generation = former.sha256, %refusal, "runner_predecessor_lost");
             }
         };
-        if let Some(state) = row.handover.clone() {
-            let imported =
-                on_thread("import_state", limit, &*self.parts.clock, move || serves.import_state(state));
-            if let Ok(Err(error)) = imported.await {
-                tracing::error!(runner, %error, "runner_state_lost");
+        if let Some(states) = row.handover.clone() {
+            // Both as they were at the flip: the one that serves with what it could read of it, the
+            // one that stands by with all of it, since it is its own.
+            let own = self.schemas_of(&standby).await.unwrap_or_default();
+            let to = [(serves, states.clone()), (Arc::clone(&standby), states.read_by(&own))];
+            for (generation, states) in to {
+                let take = move || generation.take_over(states);
+                match on_thread("import_state", limit, &*self.parts.clock, take).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => tracing::error!(runner, %error, "runner_state_lost"),
+                    Err(refusal) => tracing::error!(runner, %refusal, "runner_state_lost"),
+                }
             }
         }
         let id = row.swap.clone().unwrap_or_default();

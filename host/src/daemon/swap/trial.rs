@@ -35,6 +35,16 @@ pub(super) struct Trial {
     time: Duration,
 }
 
+/// What the version before begins with when it gets its place back.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum States {
+    /// With its own as they were at the flip: what a version that failed has done to them is not
+    /// to be trusted, and nobody waits for its cycles.
+    AsAtTheFlip,
+    /// With what the version on trial has made of them.
+    Back,
+}
+
 impl Trial {
     pub fn new(
         view: Arc<watch::Sender<SwapView>>,
@@ -104,7 +114,7 @@ impl Inner {
                 trial.decided.notify_one();
                 OnTrial::Keep
             }
-            Decision::RollBack(why) => match self.end_trial_badly(&trial, &why).await {
+            Decision::RollBack(why) => match self.end_trial_badly(&trial, &why, States::AsAtTheFlip).await {
                 Ok(()) => OnTrial::RunAgain(format!("rolled back: {why}")),
                 // Passed meanwhile, or the store takes nothing now: the end counts as it is.
                 Err(refusal) => {
@@ -115,8 +125,56 @@ impl Inner {
         }
     }
 
+    /// Takes a version on trial back because a person wants it: what it has done to the states of its
+    /// instances goes back with it, unless its cycles do not come to a boundary in time.
+    pub(super) async fn take_back_by_hand(&self, trial: &Arc<Trial>, why: &str) -> Result<(), Refusal> {
+        let runner = trial.view.borrow().runner.clone();
+        let keeps = self.schemas_of(&trial.former).await.is_none_or(|schemas| !schemas.is_empty());
+        if !keeps {
+            return self.end_trial_badly(trial, why, States::AsAtTheFlip).await;
+        }
+        let _held = self.held(&runner);
+        let idle = self.parts.dispatch.runner_idle(&runner, STOP_GRACE).await;
+        let states = if idle { States::Back } else { States::AsAtTheFlip };
+        if !idle {
+            tracing::warn!(
+                runner,
+                why = "its cycles do not come to a boundary",
+                "runner_state_not_taken_back"
+            );
+        }
+        self.end_trial_badly(trial, why, states).await
+    }
+
+    /// Gives the version before what the instances of the one on trial keep now, as far as it reads
+    /// it. What cannot be had stays as it was at the flip.
+    async fn states_back(&self, trial: &Trial, runner: &str, failed: &str) {
+        let Ok(serves) = self.parts.runners.current(runner) else { return };
+        let Some(schemas) = self.schemas_of(&trial.former).await else { return };
+        if serves.identity().generation != failed {
+            return;
+        }
+        let former = Arc::clone(&trial.former);
+        let work = move || {
+            let states = serves.hand_over()?.read_by(&schemas);
+            let told = states.told();
+            former.take_over(states).map(|()| told)
+        };
+        let limit = trial.settings.shadow_deadline;
+        match on_thread("export_state", limit, &*self.parts.clock, work).await {
+            Ok(Ok(states)) => tracing::info!(runner, states, "runner_state_taken_back"),
+            Ok(Err(error)) => tracing::warn!(runner, why = %error, "runner_state_not_taken_back"),
+            Err(refusal) => tracing::warn!(runner, why = %refusal, "runner_state_not_taken_back"),
+        }
+    }
+
     /// Gives the slot back to the version before. Recorded, flipped and offered when this returns.
-    pub(super) async fn end_trial_badly(&self, trial: &Arc<Trial>, why: &str) -> Result<(), Refusal> {
+    pub(super) async fn end_trial_badly(
+        &self,
+        trial: &Arc<Trial>,
+        why: &str,
+        states: States,
+    ) -> Result<(), Refusal> {
         let mut ended = trial.ended.lock().await;
         match &*ended {
             None => {}
@@ -127,6 +185,9 @@ impl Inner {
             let seen = trial.view.borrow();
             (seen.runner.clone(), seen.generation.clone().unwrap_or_default())
         };
+        if states == States::Back {
+            self.states_back(trial, &runner, &failed).await;
+        }
         let (old, next) = trial.rows;
         let back = vec![
             GenerationMove::new(next, GenerationEvent::RollBack, Some(why.to_owned())),

@@ -10,22 +10,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use kairos_plugin_api::{CallError, Mandate, Report, State, code};
+use kairos_plugin_api::{CallError, Mandate, Report, code};
 
 use super::channel::Trouble;
 use super::factory::{WorkerFactory, WorkerSpec};
 use super::frame::{Frame, FrameError, Kind, encode, split_call};
+use super::handover::{Instance, SERVICE_TIME};
 use super::process::{Handle, Process};
 use super::protocol::{LogLine, Ready, error_from_wire};
+use crate::domain::handover::Waiting;
 use crate::runner::load_error::LoadError;
-use crate::runner::{Death, HostCalls, Isolation, RunnerBackend, RunnerError, RunnerIdentity, method};
+use crate::runner::{
+    Death, HostCalls, Instances, Isolation, RunnerBackend, RunnerError, RunnerIdentity, method,
+};
 use crate::sys::sandbox::Reached;
-
-/// Idle processes kept; the others of a burst end. As many as idle threads are kept.
-const MAX_IDLE: usize = 16;
-
-/// Time for an answer outside of cycles. Cycles have their deadline.
-const SERVICE_TIME: Duration = Duration::from_secs(20);
 
 /// The `deadline` of a cycle that has all the time.
 pub(super) const NO_DEADLINE: i64 = i64::MAX;
@@ -36,20 +34,13 @@ pub struct Worker {
     spec: WorkerSpec,
     identity: RunnerIdentity,
     reached: Option<Reached>,
-    idle: Mutex<Vec<Idle>>,
+    idle: Mutex<Vec<Instance>>,
     running: Mutex<BTreeMap<u64, Running>>,
     next: AtomicU64,
     /// Set with its first cycle. Trials run none and need no spare worker.
     serves: OnceLock<()>,
-    /// What a predecessor handed over, for every process that is made from now on.
-    inherited: Mutex<Option<State>>,
-}
-
-/// A process that waits for a cycle.
-struct Idle {
-    process: Process,
-    /// Whose cycles it has run; none yet, or it makes no difference.
-    owner: Option<String>,
+    /// States that were left behind, for instances to come.
+    waiting: Mutex<Waiting>,
 }
 
 struct Running {
@@ -73,69 +64,59 @@ impl Worker {
             spec,
             identity: ready.identity,
             reached: ready.reached,
-            idle: Mutex::new(vec![Idle { process, owner: None }]),
+            idle: Mutex::new(vec![Instance::fresh(process)]),
             running: Mutex::default(),
             next: AtomicU64::new(0),
             serves: OnceLock::new(),
-            inherited: Mutex::default(),
+            waiting: Mutex::default(),
         }
     }
 
-    /// An idle process that may serve `owner`, or a fresh one. `register` hears of it before it is
-    /// loaded, so that a load that hangs can be ended as well.
-    fn process(
+    /// An idle instance that may serve `owner`, or a fresh one, with what was left for one like it.
+    /// `register` hears of its process before it is loaded, so that a load that hangs can be ended.
+    fn instance(
         &self,
         owner: Option<&str>,
-        register: impl FnOnce(&Arc<Handle>),
-    ) -> Result<Process, RunnerError> {
-        while let Some(idle) = self.take_idle(owner) {
-            if idle.process.handle.has_ended() {
+        register: impl Fn(&Arc<Handle>),
+    ) -> Result<Instance, RunnerError> {
+        while let Some(mut instance) = self.take_idle(owner) {
+            if instance.process.handle.has_ended() {
                 // It died with nothing to do: a thread of its own, or somebody's kill.
-                self.announce(&idle.process.bury(&Trouble::Ended, None));
+                self.announce(&instance.process.bury(&Trouble::Ended, None));
                 continue;
             }
-            register(&idle.process.handle);
-            return Ok(idle.process);
+            register(&instance.process.handle);
+            return self.ready(&mut instance, owner).map(|()| instance);
         }
+        let mut instance = self.started(register)?;
+        self.ready(&mut instance, owner).map(|()| instance)
+    }
+
+    /// A new instance, made in a process of its own.
+    pub(super) fn started(&self, register: impl FnOnce(&Arc<Handle>)) -> Result<Instance, RunnerError> {
         let mut process = self.factory.blank().map_err(|error| no_worker(&error))?;
         register(&process.handle);
         self.factory.load(&mut process, &self.spec).map_err(|error| no_worker(&error))?;
-        let inherited = self.inherited.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(state) = inherited {
-            let state = serde_json::to_vec(&state).map_err(|error| RunnerError::Call(error.into()))?;
-            self.ask(&mut process, Kind::Import, &state)?;
-        }
-        Ok(process)
+        Ok(Instance::fresh(process))
     }
 
-    fn take_idle(&self, owner: Option<&str>) -> Option<Idle> {
-        let mut idle = self.idle();
-        let fits = |idle: &Idle| {
-            self.spec.isolation() != Isolation::Sandbox
-                || idle.owner.is_none()
-                || idle.owner.as_deref() == owner
-        };
-        let at = idle.iter().rposition(fits)?;
-        Some(idle.remove(at))
-    }
-
-    /// Keeps a process for the next cycle. What a sandboxed one has seen of one schedule no other
-    /// may see; mandates without a schedule have nothing in common.
-    fn give_back(&self, process: Process, owner: Option<&str>) {
-        let sandboxed = self.spec.isolation() == Isolation::Sandbox;
-        let mut idle = self.idle();
-        if (sandboxed && owner.is_none()) || idle.len() >= MAX_IDLE {
-            drop(idle);
-            self.factory.retire(process);
-            return;
+    /// A state that it does not take is told and set aside; it begins without then.
+    fn ready(&self, instance: &mut Instance, owner: Option<&str>) -> Result<(), RunnerError> {
+        match self.take_up(instance, owner) {
+            Err(error @ RunnerError::Died(_)) => Err(error),
+            _ => Ok(()),
         }
-        let owner = owner.filter(|_| sandboxed).map(str::to_owned);
-        idle.push(Idle { process, owner });
     }
 
     /// A question outside of cycles.
-    fn ask(&self, process: &mut Process, kind: Kind, payload: &[u8]) -> Result<Vec<u8>, RunnerError> {
-        let until = Some(self.factory.until(SERVICE_TIME));
+    pub(super) fn ask(
+        &self,
+        process: &mut Process,
+        kind: Kind,
+        payload: &[u8],
+        limit: Duration,
+    ) -> Result<Vec<u8>, RunnerError> {
+        let until = Some(self.factory.until(limit));
         let mut talk = Talk { worker: self, process, host: None, phase: None };
         match talk.ask(kind, &[payload], until) {
             Ok(answer) => answer,
@@ -143,18 +124,9 @@ impl Worker {
         }
     }
 
-    /// Asks any process that is free, and keeps it.
-    fn ask_one(&self, kind: Kind, payload: &[u8]) -> Result<Vec<u8>, RunnerError> {
-        let idle = self.take_idle(None).filter(|idle| !idle.process.handle.has_ended());
-        let (mut process, owner) = match idle {
-            Some(idle) => (idle.process, idle.owner),
-            None => (self.process(None, |_| ())?, None),
-        };
-        let answer = self.ask(&mut process, kind, payload);
-        if !matches!(answer, Err(RunnerError::Died(_))) {
-            self.idle().push(Idle { process, owner });
-        }
-        answer
+    /// Lets a process end by itself.
+    pub(super) fn retire(&self, process: Process) {
+        self.factory.retire(process);
     }
 
     fn died(&self, process: &Process, trouble: &Trouble, phase: Option<String>) -> RunnerError {
@@ -168,8 +140,29 @@ impl Worker {
         tracing::warn!(runner, generation, how = %death, "runner_worker_died_idle");
     }
 
-    fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
+    pub(super) fn idle(&self) -> MutexGuard<'_, Vec<Instance>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn isolation_is(&self, isolation: Isolation) -> bool {
+        self.spec.isolation() == isolation
+    }
+
+    /// Whether instances have anything to hand over at all; those that have not are not asked.
+    pub(super) fn keeps_state(&self) -> bool {
+        !self.spec.manifest.states.is_empty()
+    }
+
+    pub(super) fn runner(&self) -> &str {
+        &self.spec.runner
+    }
+
+    pub(super) fn running_now(&self) -> usize {
+        self.running().len()
     }
 
     fn running(&self) -> MutexGuard<'_, BTreeMap<u64, Running>> {
@@ -201,21 +194,27 @@ impl RunnerBackend for Worker {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let owner = mandate.schedule.as_deref();
         let registered = Registered(self, number);
-        let mut process = self.process(owner, |handle| {
+        let mut instance = self.instance(owner, |handle| {
             let running = Running { mandate: mandate.id.clone(), handle: Arc::clone(handle) };
             self.running().insert(number, running);
         })?;
-        let mut talk = Talk { worker: self, process: &mut process, host: Some(&*host), phase: None };
+        self.engage(&mut instance, owner);
+        let process = &mut instance.process;
+        let mut talk = Talk { worker: self, process, host: Some(&*host), phase: None };
         let outcome = talk.ask(Kind::Run, &[&deadline.to_le_bytes(), &payload], None);
         let phase = talk.phase.take();
         drop(registered);
         match outcome {
             Ok(answer) => {
-                self.give_back(process, owner);
+                if matches!(answer, Err(RunnerError::Panic(_))) {
+                    // A fresh instance takes its place in there, and its state is gone.
+                    instance.state = None;
+                }
+                self.give_back(instance);
                 let report = answer?;
                 serde_json::from_slice(&report).map_err(|error| RunnerError::BadReport(error.to_string()))
             }
-            Err(trouble) => Err(self.died(&process, &trouble, phase)),
+            Err(trouble) => Err(self.died(&instance.process, &trouble, phase)),
         }
     }
 
@@ -235,40 +234,22 @@ impl RunnerBackend for Worker {
     }
 
     fn probe(&self) -> Result<(), RunnerError> {
-        self.ask_one(Kind::Probe, &[]).map(|_| ())
+        // Any that is free will do; it is kept.
+        let fresh = |idle: &Instance| idle.owner.is_none() && !idle.process.handle.has_ended();
+        let idle = {
+            let mut idle = self.idle();
+            idle.iter().rposition(fresh).map(|at| idle.remove(at))
+        };
+        let mut instance = idle.map_or_else(|| self.started(|_| ()), Ok)?;
+        let answer = self.ask(&mut instance.process, Kind::Probe, &[], SERVICE_TIME);
+        if !matches!(answer, Err(RunnerError::Died(_))) {
+            self.idle().push(instance);
+        }
+        answer.map(drop)
     }
 
-    fn export_state(&self) -> Result<Option<State>, RunnerError> {
-        if self.spec.isolation() == Isolation::Sandbox {
-            // A process has seen one schedule only; what it keeps is for no other's eyes.
-            return Ok(None);
-        }
-        let state = self.ask_one(Kind::Export, &[])?;
-        serde_json::from_slice(&state)
-            .map_err(|error| RunnerError::Call(CallError::invalid(format!("exported state: {error}"))))
-    }
-
-    fn import_state(&self, state: State) -> Result<(), RunnerError> {
-        let payload = serde_json::to_vec(&state).map_err(|error| RunnerError::Call(error.into()))?;
-        let mut idle = std::mem::take(&mut *self.idle());
-        // Those that have run keep what they have; the ones to come begin with it.
-        if idle.is_empty() {
-            idle.push(Idle { process: self.process(None, |_| ())?, owner: None });
-        }
-        let mut outcome = Ok(());
-        for mut each in idle {
-            match self.ask(&mut each.process, Kind::Import, &payload) {
-                Err(error @ RunnerError::Died(_)) => outcome = Err(error),
-                Err(error) => {
-                    outcome = Err(error);
-                    self.idle().push(each);
-                }
-                Ok(_) => self.idle().push(each),
-            }
-        }
-        outcome?;
-        *self.inherited.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
-        Ok(())
+    fn instances(&self) -> Option<&dyn Instances> {
+        Some(self)
     }
 
     fn begin_drain(&self) {

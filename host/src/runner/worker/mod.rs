@@ -19,6 +19,7 @@ mod client;
 mod entry;
 mod factory;
 pub mod frame;
+mod handover;
 mod output;
 mod process;
 mod protocol;

@@ -176,7 +176,7 @@ fn apply(txn: &mut Txn<'_>, step: &GenerationMove, at: DateTime<Utc>) -> Res<()>
             step.canary,
             json!(trail).to_string(),
             step.details.as_ref().map(Value::to_string),
-            step.handover.as_ref().map(|state| json!(state).to_string()),
+            step.handover.as_ref().map(|states| json!(states).to_string()),
         ),
     )?;
     let details = json!({"runner": row.runner, "generation": row.sha256, "name": row.name,

@@ -110,7 +110,7 @@ CREATE TABLE event(
 const GENERATIONS: &str = "
 -- One row a life of a version in a slot. configured: sha256 of the file that daemon.yml named then.
 -- canary: 1 while it is on trial. trail: JSON list of its states with their times. details: JSON, what its
--- replay showed. handover: JSON, the state its predecessor gave it.
+-- replay showed. handover: JSON, the states its predecessor gave it.
 CREATE TABLE generation(
   n INTEGER PRIMARY KEY, runner TEXT NOT NULL, sha256 TEXT NOT NULL, name TEXT NOT NULL, version TEXT NOT NULL,
   abi TEXT NOT NULL, isolation TEXT NOT NULL, state TEXT NOT NULL, since INTEGER NOT NULL, reason TEXT,

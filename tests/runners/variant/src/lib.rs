@@ -15,7 +15,8 @@ kairos_plugin_api::export_runner!(
     Variant,
     name: "variant",
     capabilities: &["llm", "tool"],
-    states: &["variant/1"],
+    // A test writes another one over the second, for a version whose state is of another form.
+    states: &["variant/1", "variant/0"],
 );
 
 /// What a test finds in the file; the 24 bytes after it are the mode, filled up with blanks.
@@ -48,6 +49,13 @@ impl CycleRunner for Variant {
         if let Some(tool) = param("tool") {
             ctx.tool(tool["name"].as_str().unwrap_or_default(), tool["args"].clone())?;
         }
+        // Until the test has seen what it waits for.
+        if let Some(gate) = param("gate").and_then(Value::as_str) {
+            while !std::path::Path::new(gate).exists() {
+                ctx.check_stop()?;
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
         let mut left = param("sleep_ms").and_then(Value::as_u64).unwrap_or(0);
         while left > 0 {
             ctx.check_stop()?;
@@ -72,7 +80,11 @@ impl CycleRunner for Variant {
     }
 
     fn export_state(&self) -> Result<Option<State>, CallError> {
-        let schema = if self.mode == "other-state" { "variant/2" } else { "variant/1" };
+        let schema = match self.mode.as_str() {
+            "other-state" => "variant/2",
+            "unlisted-state" => "variant/3",
+            _ => "variant/1",
+        };
         Ok(Some(State { schema: schema.to_owned(), data: json!({"ran": self.ran.load(Ordering::SeqCst)}) }))
     }
 

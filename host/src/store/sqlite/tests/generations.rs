@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::domain::generation::{GenerationEvent as E, GenerationState as S};
+use crate::domain::handover::{HandOver, InstanceState};
 use kairos_plugin_api::{Report, State};
 
 fn new(sha256: &str, swap: Option<&str>) -> NewGeneration {
@@ -35,8 +36,13 @@ fn ready(bench: &Bench) -> (i64, i64) {
     (old, next)
 }
 
+fn handed_over() -> HandOver {
+    let state = State { schema: "notes/1".into(), data: json!({"seen": 3}) };
+    HandOver(vec![InstanceState { id: u64::MAX, owner: Some("watch".into()), state, aside: false }])
+}
+
 fn flip(bench: &Bench, old: i64, next: i64) {
-    let handover = Some(State { schema: "notes/1".into(), data: json!({"seen": 3}) });
+    let handover = Some(handed_over());
     let open = GenerationMove { canary: true, handover, ..step(next, E::Activate) };
     bench.move_generations(vec![open, step(old, E::StandBack)], at(2)).wait().unwrap();
 }
@@ -56,7 +62,7 @@ fn a_swap_is_one_commit_or_none() {
         assert_eq!(states(bench), [("new".into(), S::Active), ("old".into(), S::Standby)]);
         let row = bench.generations(Some("stub"), 1).unwrap().remove(0);
         assert!(row.canary);
-        assert_eq!(row.handover.unwrap().data, json!({"seen": 3}));
+        assert_eq!(row.handover.unwrap(), handed_over());
         let trail: Vec<S> = row.trail.iter().map(|entry| entry.state).collect();
         assert_eq!(trail, [S::Candidate, S::Probed, S::Standby, S::Active]);
     });
