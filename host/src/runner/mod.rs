@@ -102,6 +102,13 @@ pub trait RunnerBackend: Send + Sync + 'static {
     }
     /// Runs one cycle to its end; blocks.
     fn run_cycle(&self, mandate: &Mandate, host: Arc<dyn HostCalls>) -> Result<Report, RunnerError>;
+    /// The same for who has the mandate as JSON and passes the report on as it is, unread: in a
+    /// worker both are read once, by the runner and by the daemon.
+    fn run_cycle_json(&self, mandate: &[u8], host: Arc<dyn HostCalls>) -> Result<Vec<u8>, RunnerError> {
+        let mandate: Mandate = serde_json::from_slice(mandate)
+            .map_err(|error| RunnerError::Call(CallError::invalid(format!("mandate: {error}"))))?;
+        encoded(&self.run_cycle(&mandate, host)?)
+    }
     /// Asks running cycles to end; the answer is theirs to give.
     fn cancel(&self) {}
     /// Ends the cycle of this mandate for good, whatever it is doing; its `run_cycle` then returns
@@ -142,6 +149,11 @@ pub trait Instances {
     fn hand_over(&self) -> Result<HandOver, RunnerError>;
     /// Gives each state to one instance, now or when there is one that may have it.
     fn take_over(&self, states: HandOver) -> Result<(), RunnerError>;
+}
+
+/// What a runner gave, as JSON.
+fn encoded<T: serde::Serialize>(value: &T) -> Result<Vec<u8>, RunnerError> {
+    serde_json::to_vec(value).map_err(|error| RunnerError::BadReport(error.to_string()))
 }
 
 /// What a panic said.

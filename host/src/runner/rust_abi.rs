@@ -94,8 +94,12 @@ impl RunnerBackend for RustAbi {
 
     fn run_cycle(&self, mandate: &Mandate, host: Arc<dyn HostCalls>) -> Result<Report, RunnerError> {
         let mandate = serde_json::to_vec(mandate).map_err(|error| RunnerError::Call(error.into()))?;
-        let report = self.ask(|runner| runner.run_cycle(RSlice::from_slice(&mandate), host_box(&host)))?;
+        let report = self.run_cycle_json(&mandate, host)?;
         serde_json::from_slice(&report).map_err(|error| RunnerError::BadReport(error.to_string()))
+    }
+
+    fn run_cycle_json(&self, mandate: &[u8], host: Arc<dyn HostCalls>) -> Result<Vec<u8>, RunnerError> {
+        self.ask(|runner| runner.run_cycle(RSlice::from_slice(mandate), host_box(&host)))
     }
 
     fn cancel(&self) {

@@ -9,10 +9,8 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use super::frame::{Decoder, Frame, FrameError};
+use super::spin::Spin;
 use crate::sys::clock::{Clock, SystemClock};
-
-/// Read at once; larger frames take several.
-const CHUNK: usize = 64 << 10;
 
 /// Why no frame came or went.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,18 +29,24 @@ pub enum Trouble {
 pub struct Channel {
     socket: OwnedFd,
     decoder: Decoder,
-    chunk: Box<[u8]>,
+    spin: Spin,
     clock: SystemClock,
 }
 
 impl Channel {
     /// Frames over `socket`.
     pub fn new(socket: OwnedFd, clock: SystemClock) -> Self {
-        Self { socket, decoder: Decoder::default(), chunk: vec![0; CHUNK].into(), clock }
+        Self { socket, decoder: Decoder::default(), spin: Spin::default(), clock }
     }
 
     /// Writes a frame's bytes. A worker that does not read is waited for while it lives.
-    pub fn send(&self, mut bytes: &[u8], process: impl AsFd, until: Option<Duration>) -> Result<(), Trouble> {
+    pub fn send(
+        &mut self,
+        mut bytes: &[u8],
+        process: impl AsFd,
+        until: Option<Duration>,
+    ) -> Result<(), Trouble> {
+        self.spin.expect();
         loop {
             match send(&self.socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
                 Ok(sent) if sent == bytes.len() => return Ok(()),
@@ -62,22 +66,34 @@ impl Channel {
             if let Some(frame) = self.decoder.take().map_err(Trouble::Broken)? {
                 return Ok(frame);
             }
-            if !ended {
-                match self.wait(PollFlags::IN, &process, until) {
-                    Ok(()) => {}
-                    Err(Trouble::Ended) => ended = true,
-                    Err(other) => return Err(other),
-                }
-            }
-            match recv(&self.socket, &mut *self.chunk, RecvFlags::DONTWAIT) {
-                Ok((_, 0)) if self.decoder.is_empty() => return Err(Trouble::Closed),
-                Ok((_, 0)) => return Err(Trouble::Broken(FrameError::Cut)),
-                Ok((_, came)) => self.decoder.feed(&self.chunk[..came]),
-                Err(Errno::AGAIN) if ended => return Err(Trouble::Ended),
-                Err(Errno::AGAIN | Errno::INTR) => {}
-                Err(_) => return Err(Trouble::Closed),
+            let room = self.decoder.room();
+            let mut look = || match recv(&self.socket, &mut *room, RecvFlags::DONTWAIT) {
+                Err(Errno::AGAIN) => None,
+                come => Some(come),
+            };
+            let come = if ended { look() } else { self.spin.look(&self.clock, look) };
+            match come {
+                Some(Ok((_, 0))) if self.decoder.is_empty() => return Err(Trouble::Closed),
+                Some(Ok((_, 0))) => return Err(Trouble::Broken(FrameError::Cut)),
+                Some(Ok((_, came))) => self.decoder.came(came),
+                Some(Err(Errno::INTR)) => {}
+                Some(Err(_)) => return Err(Trouble::Closed),
+                None if ended => return Err(Trouble::Ended),
+                None => ended = self.sleep(&process, until)?,
             }
         }
+    }
+
+    /// Waits until there is something to read; true when the process has ended.
+    fn sleep(&mut self, process: &impl AsFd, until: Option<Duration>) -> Result<bool, Trouble> {
+        let asleep = self.clock.monotonic();
+        let ended = match self.wait(PollFlags::IN, process, until) {
+            Ok(()) => false,
+            Err(Trouble::Ended) => true,
+            Err(other) => return Err(other),
+        };
+        self.spin.slept(self.clock.monotonic().saturating_sub(asleep));
+        Ok(ended)
     }
 
     /// Waits until the socket is ready, the process has ended, or the time is over.

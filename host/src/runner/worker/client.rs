@@ -309,7 +309,7 @@ impl Talk<'_> {
         }
     }
 
-    fn send(&self, frame: &[u8], until: Option<Duration>) -> Result<(), Trouble> {
+    fn send(&mut self, frame: &[u8], until: Option<Duration>) -> Result<(), Trouble> {
         match self.process.channel.send(frame, &*self.process.handle, until) {
             // What it said before it closed may be a whole answer; reading finds out.
             Err(Trouble::Closed) => Ok(()),

@@ -51,7 +51,7 @@ pub fn main() -> u8 {
 }
 
 fn live(wire: &Arc<Wire>, control: UnixStream) -> std::io::Result<()> {
-    let Some(frame) = wire.request()? else { return Ok(()) };
+    let Some(frame) = wire.first_request()? else { return Ok(()) };
     if frame.kind != Kind::Load {
         return Err(std::io::Error::other("the first frame says something else than what to load"));
     }

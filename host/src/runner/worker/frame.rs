@@ -22,6 +22,12 @@ const REST: usize = 1 + 8;
 /// A buffer that has grown beyond this is given back when it is empty.
 const KEEP: usize = 256 << 10;
 
+/// The buffer that every stream begins with: several frames of the usual size.
+const FIRST: usize = 8 << 10;
+
+/// Least room to read into; below it the buffer is cleared up, or grows to twice its size.
+const ROOM: usize = 4 << 10;
+
 /// What a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -144,25 +150,53 @@ pub fn encode(kind: Kind, id: u64, parts: &[&[u8]]) -> Result<Vec<u8>, FrameErro
 /// Cuts a stream of bytes into frames.
 #[derive(Debug, Default)]
 pub struct Decoder {
+    /// Bytes that have come, and room behind them.
     bytes: Vec<u8>,
     /// What of `bytes` has been given out already.
     from: usize,
+    /// What of `bytes` has come.
+    to: usize,
 }
 
 impl Decoder {
-    /// Takes bytes that have come.
-    pub fn feed(&mut self, bytes: &[u8]) {
-        if self.from == self.bytes.len() {
-            self.bytes.clear();
-            self.from = 0;
-            if self.bytes.capacity() > KEEP {
+    /// Where the next bytes of the stream go; [`Decoder::came`] says how many did.
+    pub fn room(&mut self) -> &mut [u8] {
+        if self.is_empty() {
+            (self.from, self.to) = (0, 0);
+            if self.bytes.len() > KEEP {
+                self.bytes.truncate(KEEP);
                 self.bytes.shrink_to(KEEP);
             }
-        } else if self.from > KEEP {
-            self.bytes.drain(..self.from);
-            self.from = 0;
         }
-        self.bytes.extend_from_slice(bytes);
+        if self.bytes.len() - self.to < ROOM {
+            self.bytes.copy_within(self.from..self.to, 0);
+            (self.from, self.to) = (0, self.to - self.from);
+            if self.bytes.len() - self.to < ROOM {
+                self.bytes.resize(FIRST.max(2 * self.bytes.len()), 0);
+            }
+        }
+        &mut self.bytes[self.to..]
+    }
+
+    /// So many bytes have come into the room that was given.
+    ///
+    /// # Panics
+    /// More than there was room for.
+    pub fn came(&mut self, bytes: usize) {
+        assert!(bytes <= self.bytes.len() - self.to, "{bytes} bytes in less room");
+        self.to += bytes;
+    }
+
+    /// Takes bytes that have come elsewhere.
+    pub fn feed(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let room = self.room();
+            let fits = bytes.len().min(room.len());
+            let (now, later) = bytes.split_at(fits);
+            room[..fits].copy_from_slice(now);
+            self.came(fits);
+            bytes = later;
+        }
     }
 
     /// The next whole frame, if it has come.
@@ -170,7 +204,7 @@ impl Decoder {
     /// # Errors
     /// What is no frame; there is no way on from it.
     pub fn take(&mut self) -> Result<Option<Frame>, FrameError> {
-        let rest = &self.bytes[self.from..];
+        let rest = &self.bytes[self.from..self.to];
         let Some(head) = rest.first_chunk::<4>() else { return Ok(None) };
         let length = u32::from_le_bytes(*head);
         // Judged before anything else is waited for: a length that cannot be is the end.
@@ -193,7 +227,7 @@ impl Decoder {
     /// True when nothing of a frame has come.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.from == self.bytes.len()
+        self.from == self.to
     }
 }
 
@@ -248,6 +282,30 @@ mod tests {
     }
 
     #[test]
+    fn a_buffer_grows_with_what_comes_and_shrinks_when_it_is_empty() {
+        let mut decoder = Decoder::default();
+        let large = encode(Kind::Done, 1, &[&vec![7; MAX_PAYLOAD]]).unwrap();
+        for _ in 0..2 {
+            decoder.feed(&large[..large.len() - 1]);
+            assert_eq!(decoder.take(), Ok(None));
+            assert!(decoder.bytes.len() <= 2 * large.len(), "{}", decoder.bytes.len());
+            decoder.feed(&large[large.len() - 1..]);
+            assert_eq!(decoder.take().unwrap().unwrap().payload.len(), MAX_PAYLOAD);
+            assert_eq!(decoder.room().len(), KEEP);
+            assert!(decoder.bytes.capacity() <= 2 * KEEP, "{}", decoder.bytes.capacity());
+        }
+        let small = encode(Kind::Done, 2, &[&[1; 100]]).unwrap();
+        for _ in 0..10_000 {
+            decoder.feed(&small);
+            decoder.feed(&small[..50]);
+            assert!(decoder.take().unwrap().is_some());
+            decoder.feed(&small[50..]);
+            assert!(decoder.take().unwrap().is_some());
+        }
+        assert_eq!(decoder.bytes.len(), KEEP, "what is taken makes room");
+    }
+
+    #[test]
     fn what_is_no_frame_is_refused_by_its_first_bytes() {
         check_refused(&[0xff; 4], &FrameError::TooLong(u64::from(u32::MAX)));
         check_refused(&[8, 0, 0, 0], &FrameError::TooShort(8));
@@ -266,7 +324,7 @@ mod tests {
         decoder.feed(&u32::try_from(REST + MAX_PAYLOAD).unwrap().to_le_bytes());
         decoder.feed(&[Kind::Done as u8]);
         assert_eq!(decoder.take(), Ok(None));
-        assert!(decoder.bytes.capacity() < 1024, "{}", decoder.bytes.capacity());
+        assert!(decoder.bytes.capacity() <= FIRST, "{}", decoder.bytes.capacity());
     }
 
     #[test]

@@ -24,6 +24,7 @@ mod output;
 mod process;
 mod protocol;
 mod serve;
+mod spin;
 mod supervisor;
 
 pub use client::Worker;

@@ -9,17 +9,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use kairos_plugin_api::{CallError, Mandate, code};
+use kairos_plugin_api::{CallError, code};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use serde_json::Value;
 
 use super::client::NO_DEADLINE;
 use super::frame::{Decoder, Frame, FrameError, HEAD, Kind, MAX_PAYLOAD, encode};
 use super::protocol::{LogLine, error_to_wire, level_number};
-use crate::runner::{HostCalls, RunnerBackend, RunnerError, method};
+use super::spin::Spin;
+use crate::runner::{HostCalls, RunnerBackend, RunnerError, encoded, method};
 use crate::sys::clock::{Clock, SystemClock};
-
-/// Read at once; larger frames take several.
-const CHUNK: usize = 64 << 10;
 
 /// A runner that looks whether it should stop gets the last answer again for so long, so that one
 /// that looks in a tight loop does not spend its time on asking. A nudge ends it.
@@ -49,20 +49,25 @@ pub struct Wire {
 struct Reader {
     socket: UnixStream,
     decoder: Decoder,
-    chunk: Box<[u8]>,
+    spin: Spin,
+    clock: SystemClock,
 }
 
 impl Reader {
+    fn new(socket: UnixStream, clock: SystemClock) -> Self {
+        Self { socket, decoder: Decoder::default(), spin: Spin::default(), clock }
+    }
+
     /// The next frame; none when the daemon has hung up.
     fn next(&mut self) -> Result<Option<Frame>> {
         loop {
             if let Some(frame) = self.decoder.take().map_err(Error::other)? {
                 return Ok(Some(frame));
             }
-            match self.socket.read(&mut self.chunk) {
+            match self.read() {
                 Ok(0) if self.decoder.is_empty() => return Ok(None),
                 Ok(0) => return Err(Error::other(FrameError::Cut)),
-                Ok(came) => self.decoder.feed(&self.chunk[..came]),
+                Ok(came) => self.decoder.came(came),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 // Another word for hung up, when something of ours had not been read.
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(None),
@@ -70,25 +75,48 @@ impl Reader {
             }
         }
     }
+
+    fn read(&mut self) -> Result<usize> {
+        let room = self.decoder.room();
+        let come =
+            self.spin.look(&self.clock, || match recv(&self.socket, &mut *room, RecvFlags::DONTWAIT) {
+                Err(Errno::AGAIN) => None,
+                come => Some(come),
+            });
+        if let Some(come) = come {
+            return come.map(|(_, came)| came).map_err(Error::from);
+        }
+        let asleep = self.clock.monotonic();
+        let came = self.socket.read(room);
+        self.spin.slept(self.clock.monotonic().saturating_sub(asleep));
+        came
+    }
 }
 
 impl Wire {
     /// Frames over that socket.
     pub fn new(socket: UnixStream) -> Self {
         let write = socket.try_clone().expect("a descriptor more can be had at the start");
-        let reader = Reader { socket, decoder: Decoder::default(), chunk: vec![0; CHUNK].into() };
+        let clock = SystemClock::default();
         Self {
             write: Mutex::new(write),
-            turn: Mutex::new(reader),
+            turn: Mutex::new(Reader::new(socket, clock)),
             next: AtomicU64::new(1),
             nudges: AtomicU64::new(0),
-            clock: SystemClock::default(),
+            clock,
         }
     }
 
-    /// The next thing that the daemon wants; none when it has hung up.
-    pub fn request(&self) -> Result<Option<Frame>> {
+    /// The first thing that the daemon wants, or none when it has hung up.
+    pub fn first_request(&self) -> Result<Option<Frame>> {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner).next()
+    }
+
+    /// What it wants next, now that it has been answered: a busy daemon says so at once.
+    fn next_request(&self) -> Result<Option<Frame>> {
+        let mut reader = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        reader.spin.expect();
+        reader.next()
     }
 
     /// Writes one frame.
@@ -115,6 +143,7 @@ impl Wire {
         }
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         self.send(kind, id, parts)?;
+        reader.spin.expect();
         match reader.next()? {
             Some(frame) if frame.id == id => Ok(Some(frame)),
             Some(frame) => Err(Error::other(FrameError::OutOfPlace(frame.kind))),
@@ -149,7 +178,7 @@ fn cut(text: &str) -> &str {
 
 /// Serves requests until the daemon hangs up.
 pub fn serve(wire: &Arc<Wire>, backend: &dyn RunnerBackend) -> Result<()> {
-    while let Some(frame) = wire.request()? {
+    while let Some(frame) = wire.next_request()? {
         let outcome = match frame.kind {
             Kind::Run => run_cycle(wire, backend, &frame.payload),
             Kind::Probe => backend.probe().map(|()| Vec::new()),
@@ -174,8 +203,6 @@ fn run_cycle(
     let (deadline, mandate) =
         payload.split_first_chunk::<8>().ok_or_else(|| bad("a mandate without a deadline".to_owned()))?;
     let deadline = i64::from_le_bytes(*deadline);
-    let mandate: Mandate =
-        serde_json::from_slice(mandate).map_err(|error| bad(format!("mandate: {error}")))?;
     let host = Arc::new(CycleHost {
         wire: Arc::clone(wire),
         deadline: Some(deadline).filter(|deadline| *deadline != NO_DEADLINE),
@@ -184,14 +211,11 @@ fn run_cycle(
         stopped: AtomicBool::new(false),
         asked: Mutex::new(None),
     });
-    let outcome = backend.run_cycle(&mandate, Arc::clone(&host) as _);
+    // The bytes are the runner's to read and to write; the daemon judges what comes out.
+    let outcome = backend.run_cycle_json(mandate, Arc::clone(&host) as _);
     // Threads that outlive their cycle have nobody to talk to.
     host.ended.store(true, Ordering::Release);
-    outcome.and_then(|report| encoded(&report))
-}
-
-fn encoded<T: serde::Serialize>(value: &T) -> std::result::Result<Vec<u8>, RunnerError> {
-    serde_json::to_vec(value).map_err(|error| RunnerError::BadReport(error.to_string()))
+    outcome
 }
 
 fn reply(wire: &Wire, id: u64, outcome: std::result::Result<Vec<u8>, RunnerError>) -> Result<()> {
@@ -334,7 +358,7 @@ impl Ear {
     /// # Errors
     /// The system's.
     pub fn listen(control: UnixStream, backend: Arc<dyn RunnerBackend>, wire: Arc<Wire>) -> Result<()> {
-        let mut reader = Reader { socket: control, decoder: Decoder::default(), chunk: vec![0; 256].into() };
+        let mut reader = Reader::new(control, wire.clock);
         let listen = move || {
             while let Ok(Some(frame)) = reader.next() {
                 match frame.kind {

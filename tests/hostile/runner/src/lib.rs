@@ -15,6 +15,7 @@ use kairos_plugin_api::abi::{
     self, Answer, HostBox, RBox, RResult, RSlice, RVec, Runner_TO, RunnerBox, RunnerMod, RunnerModRef,
 };
 use kairos_plugin_api::adapter::{Export, Setup};
+use kairos_plugin_api::context::method;
 use kairos_plugin_api::{CallError, Context, CycleRunner, LlmRequest, Mandate, Report};
 use serde_json::Value;
 
@@ -68,6 +69,14 @@ impl CycleRunner for Hostile {
             "ask" => {
                 let asks = mandate.params.get("asks").and_then(Value::as_u64).unwrap_or(0);
                 return Ok(Report { more: (0..asks).any(|_| ctx.should_stop()), ..Report::ok() });
+            }
+            // Likewise; the same request each time.
+            "call" => {
+                let text = |key: &str| mandate.params.get(key).and_then(Value::as_str).unwrap_or_default();
+                let request = serde_json::to_vec(&LlmRequest::user(text("prompt")))?;
+                for _ in 0..mandate.params.get("calls").and_then(Value::as_u64).unwrap_or(0) {
+                    ctx.call(method::LLM, &request)?;
+                }
             }
             // Asks something else each time it is run.
             "fickle" => {

@@ -1,0 +1,234 @@
+//! A short wait without sleep, for whoever has just said something and expects the answer: waking
+//! a sleeping thread costs more than most answers do.
+//!
+//! It must never cost more than it can save. Whoever waits spins once for each thing it said, for
+//! [`WINDOW`] at most, and then sleeps; after [`MISSES`] answers in a row that took longer it
+//! sleeps at once, until one comes quickly again. Nobody spins who has nothing to expect: an idle
+//! worker, an idle daemon and both ends of a slow call sleep.
+
+use std::time::Duration;
+
+use crate::sys::clock::{Clock, SystemClock};
+
+/// Longest spin. Waking both ends of an idle machine takes about half of it, so that the first
+/// exchange of a burst already finds the other end awake for the second.
+const WINDOW: Duration = Duration::from_micros(100);
+
+/// Spins in vain after which none is tried any more, until an answer comes within the window.
+const MISSES: u32 = 3;
+
+/// Rounds between two offers of the processor to others; the first round makes one, before it
+/// looks. An answer whose maker waits for this very processor comes by that, and by nothing else.
+const ROUNDS: u32 = 16;
+
+/// Hints to the processor between two looks, so that looking does not slow the other end down.
+const PAUSES: u32 = 8;
+
+/// Answers that are slept for at once after somebody else took the processor from a spin. Giving
+/// way on a busy machine can cost a slice of milliseconds: so one answer in this many pays that.
+const CROWDED: u32 = 2000;
+
+/// What a spin needs of the machine.
+pub trait Cpu {
+    /// Time since some fixed start.
+    fn now(&self) -> Duration;
+    /// Lets another thread that waits for this processor run first.
+    fn give_way(&self);
+    /// Waits for some nanoseconds.
+    fn pause(&self);
+}
+
+impl Cpu for SystemClock {
+    fn now(&self) -> Duration {
+        self.monotonic()
+    }
+
+    fn give_way(&self) {
+        rustix::thread::sched_yield();
+    }
+
+    fn pause(&self) {
+        (0..PAUSES).for_each(|_| std::hint::spin_loop());
+    }
+}
+
+/// Whether to spin, as one reader of one socket has learnt.
+#[derive(Debug, Default)]
+pub struct Spin {
+    /// Something was said since the last spin in vain.
+    expects: bool,
+    misses: u32,
+    crowded: u32,
+}
+
+impl Spin {
+    /// To be called when something was said to which there will be an answer.
+    pub fn expect(&mut self) {
+        self.expects = true;
+    }
+
+    /// Looks as long as it pays; none when it is time to sleep. Whoever expects nothing looks once.
+    /// One who expects an answer that is known to take long does not look before it has slept.
+    pub fn look<T>(&mut self, cpu: &impl Cpu, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+        if !self.expects {
+            return look();
+        }
+        if !self.pays() {
+            self.expects = false;
+            return None;
+        }
+        let begun = cpu.now();
+        for round in 0_u32.. {
+            if round % ROUNDS == 0 {
+                cpu.give_way();
+            } else {
+                cpu.pause();
+            }
+            let found = look();
+            let taken = cpu.now().saturating_sub(begun);
+            if taken > WINDOW {
+                return self.late(taken, found);
+            }
+            if found.is_some() {
+                self.misses = 0;
+                return found;
+            }
+        }
+        None
+    }
+
+    fn pays(&mut self) -> bool {
+        if self.crowded > 0 {
+            self.crowded -= 1;
+            return false;
+        }
+        self.misses < MISSES
+    }
+
+    fn late<T>(&mut self, taken: Duration, found: Option<T>) -> Option<T> {
+        if taken > 2 * WINDOW {
+            self.crowded = CROWDED;
+        }
+        if found.is_none() {
+            self.misses += 1;
+            self.expects = false;
+        }
+        found
+    }
+
+    /// To be called after a sleep that an answer has ended: a short one would have been a spin.
+    pub fn slept(&mut self, time: Duration) {
+        if time <= WINDOW {
+            self.misses = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// Each look takes a microsecond; giving way takes what the test says.
+    #[derive(Default)]
+    struct Fake {
+        now: Cell<Duration>,
+        stolen: Cell<Duration>,
+        gave_way: Cell<u32>,
+    }
+
+    impl Cpu for Fake {
+        fn now(&self) -> Duration {
+            self.now.get()
+        }
+
+        fn give_way(&self) {
+            self.gave_way.set(self.gave_way.get() + 1);
+            self.now.set(self.now.get() + self.stolen.get());
+        }
+
+        fn pause(&self) {}
+    }
+
+    /// Looks for an answer that comes after `wait`, sleeping when it should: how many looks.
+    fn wait_for(spin: &mut Spin, cpu: &Fake, wait: Duration) -> u32 {
+        let (due, mut looks) = (cpu.now() + wait, 0);
+        let mut look = || {
+            looks += 1;
+            cpu.now.set(cpu.now() + Duration::from_micros(1));
+            (cpu.now() >= due).then_some(())
+        };
+        if spin.look(cpu, &mut look).is_none() {
+            let asleep = cpu.now();
+            cpu.now.set(due.max(asleep));
+            spin.slept(cpu.now() - asleep);
+        }
+        looks
+    }
+
+    /// A whole exchange: something is said, and the answer comes after `wait`.
+    fn exchange(spin: &mut Spin, cpu: &Fake, wait: Duration) -> u32 {
+        spin.expect();
+        wait_for(spin, cpu, wait)
+    }
+
+    const QUICK: Duration = Duration::from_micros(20);
+    const SLOW: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn quick_answers_are_found_without_sleep() {
+        let (mut spin, cpu) = (Spin::default(), Fake::default());
+        for _ in 0..1000 {
+            assert_eq!(exchange(&mut spin, &cpu, QUICK), 20);
+        }
+        assert_eq!(spin.misses, 0);
+    }
+
+    #[test]
+    fn slow_answers_cost_three_spins_however_many_they_are() {
+        let (mut spin, cpu) = (Spin::default(), Fake::default());
+        let looks: u32 = (0..1000).map(|_| exchange(&mut spin, &cpu, SLOW)).sum();
+        assert!((1..=3 * 101).contains(&looks), "{looks}");
+    }
+
+    #[test]
+    fn who_said_nothing_looks_once_and_sleeps() {
+        let (mut spin, cpu) = (Spin::default(), Fake::default());
+        assert_eq!(wait_for(&mut spin, &cpu, SLOW), 1);
+        exchange(&mut spin, &cpu, SLOW);
+        // The answer to what was said may still come, but nothing was said since.
+        assert_eq!(wait_for(&mut spin, &cpu, SLOW), 1);
+        assert_eq!(wait_for(&mut spin, &cpu, QUICK), 1);
+    }
+
+    #[test]
+    fn one_quick_answer_after_slow_ones_makes_spinning_worth_it_again() {
+        let (mut spin, cpu) = (Spin::default(), Fake::default());
+        for _ in 0..10 {
+            exchange(&mut spin, &cpu, SLOW);
+        }
+        assert_eq!(exchange(&mut spin, &cpu, QUICK), 0, "asleep, but not for long");
+        assert!(exchange(&mut spin, &cpu, QUICK) > 1);
+    }
+
+    #[test]
+    fn the_processor_is_offered_before_the_first_round_and_seldom_after() {
+        let (mut spin, cpu) = (Spin::default(), Fake::default());
+        exchange(&mut spin, &cpu, Duration::from_micros(2));
+        assert_eq!(cpu.gave_way.get(), 1);
+        exchange(&mut spin, &cpu, SLOW);
+        assert!((5..10).contains(&cpu.gave_way.get()), "{}", cpu.gave_way.get());
+    }
+
+    #[test]
+    fn a_crowded_processor_is_left_alone_for_long() {
+        let (mut spin, cpu) = (Spin::default(), Fake::default());
+        cpu.stolen.set(Duration::from_millis(3));
+        exchange(&mut spin, &cpu, QUICK);
+        assert_eq!(cpu.gave_way.get(), 1);
+        (0..CROWDED).for_each(|_| assert_eq!(exchange(&mut spin, &cpu, QUICK), 0));
+        exchange(&mut spin, &cpu, QUICK);
+        assert_eq!(cpu.gave_way.get(), 2);
+    }
+}
