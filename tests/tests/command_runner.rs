@@ -98,7 +98,7 @@ fn each_agent_cli_runs_as_a_cycle_and_its_usage_and_cost_are_booked() -> Result<
         ("claude", "claude-success.json", (6, 116_203, 1637, 0.134_827_45), "Wrote notes/daily.md"),
         ("codex", "codex-success.jsonl", (3, 24_763, 122, 0.0), "The README now names"),
         ("goose", "goose-success.json", (2, 5100, 212, 0.0), "The notes are tidy."),
-        ("aider", "aider-success.txt", (2, 14_650, 1762, 0.025), "I will add the missing test."),
+        ("aider", "aider-success.txt", (2, 23_700, 1762, 0.025), "I will add the missing test."),
         ("jsonl", "lines-success.jsonl", (2, 1000, 50, 0.0025), "3 files written"),
     ];
     let office = Office::new("", "");
@@ -497,6 +497,47 @@ fn a_person_who_cancels_ends_the_agent_at_once() -> Result<()> {
     office.root.wait_state(&id, &["cancelled"])?;
     office.root.wait_for("their end", || (!lives(&pid) && !lives(&child)).then_some(()))?;
     assert_eq!(office.spent()["calls"], 3, "what it may have spent");
+    Ok(())
+}
+
+#[test]
+fn what_a_running_command_says_is_seen_as_it_comes() -> Result<()> {
+    let script = r#"echo '{"type":"phase","name":"gathering"}'; echo '{"type":"log","level":"warn","message":"3 are stale"}'
+        echo '{"type":"usage","llm_calls":2,"input_tokens":10}'; echo '{"type":"progress","message":"half","fraction":0.5}'
+        until [ -e go ]; do sleep 0.02; done"#;
+    let office = Office::new(script, "max_calls: 5");
+    let _daemon = office.root.start()?;
+    let id = office.root.add("tell me", &[]);
+    let seen = office.root.wait_for("its progress", || {
+        let shown = office.root.json(&["mandate", "show", &id]);
+        (shown["running"]["progress"]["message"] == "half").then(|| shown["running"].clone())
+    })?;
+    assert_eq!((&seen["phase"], &seen["progress"]["fraction"]), (&json!("gathering"), &json!(0.5)), "{seen}");
+    assert!(seen["lines"].to_string().contains("warn: 3 are stale"), "{seen}");
+    let human = office.root.cli(&["mandate", "show", &id]).stdout;
+    for says in ["phase       gathering", "progress    half (50%)", "says        warn: 3 are stale"] {
+        assert!(human.contains(says), "{says}: {human}");
+    }
+    let lines = office.root.wait_for("its lines in the log", || {
+        let logs = office.root.cli(&["logs", "--mandate", &id, "--json"]).stdout;
+        logs.contains("half").then_some(logs)
+    })?;
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let said = |target: &str| {
+        let of = |line: &&Value| line["event"] == "runner_log" && line["details"]["target"] == target;
+        lines.iter().filter(of).map(|line| line["details"]["line"].as_str().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!((said("phase"), said("tool")), (vec!["gathering"], vec!["3 are stale"]), "{lines:#?}");
+    assert!(said("progress").len() == 2 && said("progress")[1] == "half", "{lines:#?}");
+    // What there is none of is not printed.
+    let plain = lines.iter().find(|line| line["details"]["target"] == "phase").unwrap();
+    assert!(plain["details"].get("fields").is_none() && plain["details"].get("dropped").is_none(), "{plain}");
+    let human = office.root.cli(&["logs", "--mandate", &id]).stdout;
+    assert!(!human.contains("dropped") && !human.contains("null"), "{human}");
+    let other = office.root.cli(&["logs", "--mandate", "no-such-mandate"]);
+    assert_eq!((other.code, other.stdout.as_str()), (0, ""));
+    fs::write(office.work("go"), "")?;
+    assert_eq!(office.end(&id)?["running"], Value::Null);
     Ok(())
 }
 

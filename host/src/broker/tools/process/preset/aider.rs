@@ -1,10 +1,12 @@
-//! aider prints its usage in words after each exchange:
+//! aider prints its usage in words after each exchange, as version 0.86 does (`--no-pretty`):
 //!
 //! ```text
 //! Tokens: 2.1k sent, 512 received. Cost: $0.01 message, $0.02 session.
 //! ```
 //!
-//! Its figures are rounded; what could have been rounded away is added, so that the ledger never
+//! With a cache, `3.4k cache write, 9.0k cache hit,` stands between the two, and the cost on a line of
+//! its own. What is written to the cache is part of `sent`; hits are or are not, depending on the
+//! provider, so they are added. Its figures are rounded; what could have been rounded away is added, so that the ledger never
 //! counts less than was spent. Without a price of its model it states no cost.
 
 use super::{Reading, Stated, Told, nano};
@@ -13,17 +15,19 @@ use super::{Reading, Stated, Told, nano};
 pub(super) fn line(reading: &mut Reading, line: &str, tell: &mut dyn FnMut(Told<'_>)) {
     let line = line.trim();
     if let Some(report) = line.strip_prefix("Tokens: ") {
-        let (mut sent, mut received) = (None, None);
+        let (mut sent, mut hit, mut received) = (None, None, None);
         for part in report.split(", ") {
             let mut words = part.split_whitespace();
             let (figure, what) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
             match what.trim_end_matches('.') {
                 "sent" => sent = tokens(figure),
+                "cache" if part.contains("hit") => hit = tokens(figure),
                 "received" => received = tokens(figure),
                 _ => {}
             }
         }
         if sent.is_some() || received.is_some() {
+            let sent = sent.map(|sent| sent.saturating_add(hit.unwrap_or(0)));
             reading.stated.add(Stated { calls: Some(1), input: sent, output: received, cost: None });
             reading.is_final = true;
             tell(Told::Usage);

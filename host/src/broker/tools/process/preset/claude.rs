@@ -1,12 +1,24 @@
-//! Claude Code's headless output. `--output-format json` is one result object (an array of all
-//! messages with `--verbose`), `stream-json` a message a line with the same result as the last.
+//! Claude Code's headless output, as versions 2.0 and 2.1 print it (the `SDKResultMessage` of its SDK).
+//! `--output-format json` is one result object (an array of all messages with `--verbose`),
+//! `stream-json` a message a line with the same result as the last.
 //!
-//! Until the result comes, usage is that of the messages seen: a lower bound for eyes only. Tokens
-//! of sub-agents stand only under `modelUsage`, cached tokens beside `input_tokens`: all are added.
+//! ```text
+//! {"type":"result","subtype":"success","is_error":false,"num_turns":2,"result":"..","stop_reason":"end_turn",
+//!  "total_cost_usd":0.01,"usage":{"input_tokens":1,"cache_creation_input_tokens":2,"cache_read_input_tokens":3,
+//!  "output_tokens":4},"modelUsage":{"MODEL":{"inputTokens":1,"outputTokens":4,..,"costUSD":0.01}},
+//!  "permission_denials":[],"session_id":".."}
+//! ```
+//!
+//! `subtype` is `success`, `error_during_execution`, `error_max_turns`, `error_max_budget_usd` or
+//! `error_max_structured_output_retries`; `is_error` may be true with either; a model that declines says
+//! `stop_reason: refusal` in a success. Until the result comes, usage is that of the messages seen: a
+//! lower bound for eyes only. Tokens of sub-agents stand only under `modelUsage`, cached tokens beside
+//! `input_tokens`: all are added. Of several results in one run, tokens and turns add up, while the
+//! cost is the run's so far.
 
 use serde_json::Value;
 
-use super::{Reading, Stated, Told, count, dollars, text};
+use super::{Reading, Stated, Told, count, document as found, dollars, text};
 
 /// Reads one message; false when it is none.
 pub(super) fn value(reading: &mut Reading, value: &Value, tell: &mut dyn FnMut(Told<'_>)) -> bool {
@@ -28,6 +40,15 @@ pub(super) fn value(reading: &mut Reading, value: &Value, tell: &mut dyn FnMut(T
         None => return false,
     }
     true
+}
+
+/// Reads a result that was printed over many lines, after whatever else was printed.
+pub(super) fn document(reading: &mut Reading, whole: &str) {
+    let of_result = |value: &Value| text(value, "type") == Some("result");
+    let wanted = |value: &Value| value.as_array().map_or(of_result(value), |all| all.iter().any(of_result));
+    if let Some(value) = found(whole, wanted) {
+        self::value(reading, &value, &mut |_| {});
+    }
 }
 
 fn assistant(reading: &mut Reading, value: &Value, tell: &mut dyn FnMut(Told<'_>)) {
@@ -69,21 +90,31 @@ fn assistant(reading: &mut Reading, value: &Value, tell: &mut dyn FnMut(Told<'_>
 fn result(reading: &mut Reading, value: &Value, tell: &mut dyn FnMut(Told<'_>)) {
     let main = value.get("usage").map(tokens).unwrap_or_default();
     let mut models: Option<Stated> = None;
+    let mut refused = vec![];
+    for denied in value.get("permission_denials").and_then(Value::as_array).into_iter().flatten() {
+        refused.extend(text(denied, "tool_name"));
+    }
+    if !refused.is_empty() {
+        reading.keep(&format!("was not permitted to use: {}", refused.join(", ")));
+    }
     for model in value.get("modelUsage").and_then(Value::as_object).into_iter().flat_map(|map| map.values()) {
         models.get_or_insert_default().add(Stated {
             calls: None,
             input: sum(model, &["inputTokens", "cacheReadInputTokens", "cacheCreationInputTokens"]),
             output: count(model, "outputTokens"),
-            cost: None,
+            cost: dollars(model, "costUSD"),
         });
     }
     let models = models.unwrap_or_default();
     let seen = reading.messages.len() as u64;
+    reading.former.add(Stated { calls: count(value, "num_turns"), cost: None, ..main });
+    let sum = reading.former;
+    reading.former.cost = sum.cost.max(dollars(value, "total_cost_usd")).max(models.cost);
     reading.stated = Stated {
-        calls: count(value, "num_turns").map(|turns| turns.max(seen)),
-        input: main.input.max(models.input),
-        output: main.output.max(models.output),
-        cost: dollars(value, "total_cost_usd"),
+        calls: sum.calls.map(|turns| turns.max(seen)),
+        input: sum.input.max(models.input),
+        output: sum.output.max(models.output),
+        cost: reading.former.cost,
     };
     reading.is_final = true;
     reading.ended = true;
@@ -97,7 +128,10 @@ fn result(reading: &mut Reading, value: &Value, tell: &mut dyn FnMut(Told<'_>)) 
     let subtype = text(value, "subtype").unwrap_or("success");
     let is_error = value.get("is_error").and_then(Value::as_bool).unwrap_or(false);
     reading.failure = None;
-    if is_error || subtype != "success" {
+    if text(value, "stop_reason") == Some("refusal") {
+        let said = text(value, "result").filter(|said| !said.is_empty());
+        reading.fail("agent_refused", said.unwrap_or("the model declined the request"));
+    } else if is_error || subtype != "success" {
         let code = if subtype.starts_with("error_max") { "agent_limit" } else { "agent_error" };
         let errors = value.get("errors").and_then(Value::as_array).into_iter().flatten();
         let errors: Vec<&str> = errors.filter_map(Value::as_str).collect();

@@ -1,8 +1,12 @@
-//! Codex's `codex exec --json`: one event a line. Usage comes with the end of each turn; cached
-//! tokens are part of `input_tokens`, reasoning is part of `output_tokens`, and no cost is stated.
+//! Codex's `codex exec --json`, as versions since 0.44 print it (`exec_events.rs`): one event a line,
+//! `thread.started`, `turn.started`, `item.started|updated|completed`, `turn.completed`, `turn.failed`,
+//! `error`. Cached tokens are part of `input_tokens`, reasoning is part of `output_tokens`, and no cost
+//! is stated.
 //!
-//! How many requests a turn took is not stated either: one for the turn and one for each piece of
-//! work it answers for is what is counted.
+//! The usage of `turn.completed` is the thread's so far, not the turn's, so the greatest counts; a
+//! resumed thread tells what former runs used once more. Zeros mean that codex knows nothing. How many
+//! requests a turn took is not stated either: one for the turn and one for each piece of work it
+//! answers for is what is counted.
 
 use serde_json::Value;
 
@@ -24,12 +28,12 @@ pub(super) fn value(reading: &mut Reading, value: &Value, tell: &mut dyn FnMut(T
             let usage = value.get("usage").unwrap_or(&Value::Null);
             let work = reading.messages.len() as u64;
             reading.messages.clear();
-            reading.stated.add(Stated {
-                calls: Some(1 + work),
-                input: count(usage, "input_tokens"),
-                output: count(usage, "output_tokens"),
-                cost: None,
-            });
+            let (input, output) = (count(usage, "input_tokens"), count(usage, "output_tokens"));
+            let known = input.max(output).is_some_and(|most| most > 0);
+            let before = reading.stated;
+            reading.stated.add(Stated { calls: Some(1 + work), ..Stated::default() });
+            reading.stated.input = before.input.max(input.filter(|_| known));
+            reading.stated.output = before.output.max(output.filter(|_| known));
             reading.is_final = true;
             reading.ended = true;
             reading.failure = None;
@@ -61,13 +65,15 @@ fn kind(item: &Value) -> Option<&str> {
 
 fn item(reading: &mut Reading, item: &Value) {
     match kind(item) {
-        Some("agent_message" | "assistant_message") => reading.say(text(item, "text").unwrap_or_default()),
+        Some("agent_message" | "assistant_message" | "plan") => {
+            reading.say(text(item, "text").unwrap_or_default())
+        }
         Some("error") => {
             if let Some(message) = text(item, "message") {
                 reading.keep(message);
             }
         }
-        Some("command_execution" | "file_change" | "mcp_tool_call" | "web_search") => {
+        Some("command_execution" | "file_change" | "mcp_tool_call" | "collab_tool_call" | "web_search") => {
             reading.messages.push((String::new(), Stated::default()));
         }
         _ => {}

@@ -1,10 +1,14 @@
 //! Goose's `goose run --output-format json` (one document over many lines) and `stream-json` (one
-//! event a line). Tokens stand in the metadata or in the event `complete`; older versions give only
-//! their total, which is counted as sent. No cost is stated.
+//! event a line: `message`, `notification`, `model_change`, `error`, `complete`). No cost is stated.
+//!
+//! Tokens stand in the metadata or in the event `complete`. With `input_tokens` and `output_tokens`
+//! (versions from 2026 on) they are the session's. Before, there was only `total_tokens`, and that is
+//! what the *last* request took: as each request of a session is larger than the one before it, that
+//! times the number of requests is counted, all as sent.
 
 use serde_json::Value;
 
-use super::{Reading, Stated, Told, count, text};
+use super::{Reading, Stated, Told, count, document as found, text};
 
 /// Reads one event; false when it is none.
 pub(super) fn value(reading: &mut Reading, value: &Value, tell: &mut dyn FnMut(Told<'_>)) -> bool {
@@ -20,9 +24,12 @@ pub(super) fn value(reading: &mut Reading, value: &Value, tell: &mut dyn FnMut(T
         }
         Some("notification") => {
             let log = value.get("log").and_then(|log| text(log, "message"));
-            let progress = value.get("progress").and_then(|progress| text(progress, "message"));
-            if let Some(message) = log.or(progress) {
-                tell(Told::Progress(message, None));
+            let progress = value.get("progress");
+            let said = progress.and_then(|progress| text(progress, "message"));
+            let part = |key| progress?.get(key)?.as_f64();
+            let fraction = part("progress").zip(part("total")).map(|(done, total)| done / total);
+            if let Some(message) = log.or(said) {
+                tell(Told::Progress(message, fraction.filter(|fraction| fraction.is_finite())));
             }
         }
         Some("error") => {
@@ -40,15 +47,8 @@ pub(super) fn value(reading: &mut Reading, value: &Value, tell: &mut dyn FnMut(T
 
 /// Reads the single document, after whatever was printed before it.
 pub(super) fn document(reading: &mut Reading, text: &str) {
-    let starts =
-        text.match_indices('{').map(|(at, _)| at).filter(|at| *at == 0 || text[..*at].ends_with('\n'));
-    for start in starts.take(32) {
-        let mut stream = serde_json::Deserializer::from_str(&text[start..]).into_iter::<Value>();
-        if let Some(Ok(value)) = stream.next()
-            && value.get("messages").is_some()
-        {
-            return whole(reading, &value);
-        }
+    if let Some(value) = found(text, |value| value.get("messages").is_some()) {
+        whole(reading, &value);
     }
 }
 
@@ -62,9 +62,14 @@ fn whole(reading: &mut Reading, value: &Value) {
 fn end(reading: &mut Reading, totals: &Value) {
     let (input, output) = (count(totals, "input_tokens"), count(totals, "output_tokens"));
     let total = count(totals, "total_tokens");
+    let calls = reading.messages.len() as u64;
+    let whole = total.map(|total| match (input, output) {
+        (None, None) => total.saturating_mul(calls.max(1)),
+        _ => total,
+    });
     // A total beyond its known parts is counted in full.
-    let rest = total.map(|total| total.saturating_sub(output.unwrap_or(0)));
-    reading.stated.calls = Some(reading.messages.len() as u64);
+    let rest = whole.map(|whole| whole.saturating_sub(output.unwrap_or(0)));
+    reading.stated.calls = Some(calls);
     reading.stated.input = input.max(rest);
     reading.stated.output = output.or(total.map(|_| 0));
     reading.is_final = true;

@@ -27,6 +27,8 @@ const LOG_LINES: usize = 50;
 const LOG_LINE_MAX: usize = 500;
 /// Different phases of one run that are kept.
 const PHASES_MAX: usize = 32;
+/// Places of a text at which a document is looked for.
+const STARTS_TRIED: usize = 32;
 const NANO: f64 = 1e9;
 
 /// Whose output it is.
@@ -73,14 +75,26 @@ impl Preset {
                 if line.trim().is_empty() {
                     return;
                 }
-                match serde_json::from_str::<Value>(line) {
-                    Ok(value) => self.value(reading, &value, tell),
+                match self.message(line) {
+                    Some(value) => self.value(reading, &value, tell),
                     // Goose's single document is spread over many lines and read at the end.
-                    Err(_) if self == Self::Goose => {}
-                    Err(_) => reading.malformed(line),
+                    None if self == Self::Goose => {}
+                    None => reading.malformed(line),
                 }
             }
         }
+    }
+
+    /// The message of a line. A byte order mark, or what a wrapper printed without an end of its line,
+    /// may stand before an agent's; Kairos' own protocol is read as it is written.
+    fn message(self, line: &str) -> Option<Value> {
+        let whole = serde_json::from_str(line).ok();
+        if whole.is_some() || self == Self::Jsonl {
+            return whole;
+        }
+        let starts = line.match_indices(['{', '[']).take(STARTS_TRIED);
+        let mut found = starts.filter_map(|(at, _)| serde_json::from_str::<Value>(&line[at..]).ok());
+        found.find(|value| value.get("type").is_some() || value.is_array())
     }
 
     fn value(self, reading: &mut Reading, value: &Value, tell: &mut dyn FnMut(Told<'_>)) {
@@ -100,6 +114,7 @@ impl Preset {
     pub fn end(self, reading: &mut Reading, whole: &str, exit: Option<i32>) {
         match self {
             Self::Goose if !reading.ended => goose::document(reading, whole),
+            Self::Claude if !reading.ended => claude::document(reading, whole),
             Self::Plain => reading.say(whole.trim()),
             Self::Aider => aider::end(reading, whole),
             _ => {}
@@ -188,6 +203,8 @@ pub struct Reading {
     pub lines: u64,
     /// The agent said that it was done.
     ended: bool,
+    /// What former results of the same run stated; a run of several turns has several.
+    former: Stated,
     /// Messages of a model by their ids, with the usage of each.
     messages: Vec<(String, Stated)>,
 }
@@ -229,15 +246,40 @@ impl Reading {
     }
 }
 
-/// A count; negative numbers, fractions and texts are none.
-fn count(value: &Value, key: &str) -> Option<u64> {
-    value.get(key).and_then(Value::as_u64)
+/// The first document of many lines that is wanted; it begins at the start of a line.
+fn document(text: &str, wanted: impl Fn(&Value) -> bool) -> Option<Value> {
+    let starts = text.match_indices(['{', '[']).map(|(at, _)| at);
+    let starts = starts.filter(|at| *at == 0 || text[..*at].ends_with('\n'));
+    let mut found = starts.take(STARTS_TRIED).filter_map(|start| {
+        let mut stream = serde_json::Deserializer::from_str(&text[start..]).into_iter::<Value>();
+        stream.next()?.ok()
+    });
+    found.find(|value| wanted(value))
 }
 
-/// Dollars as nano-dollars.
+/// A count, also one in quotes or written as a float. Negative numbers, fractions and what is larger
+/// than any count are none: then it is as if nothing had been said.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the range is looked at before")]
+fn count(value: &Value, key: &str) -> Option<u64> {
+    /// Up to here a float is exact.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    match value.get(key)? {
+        Value::String(text) => text.trim().parse().ok(),
+        Value::Number(number) => number.as_u64().or_else(|| {
+            let float = number.as_f64().filter(|float| (0.0..=EXACT).contains(float) && float.fract() == 0.0);
+            float.map(|float| float as u64)
+        }),
+        _ => None,
+    }
+}
+
+/// Dollars as nano-dollars, also in quotes and with their sign. Negative and endless ones are none.
 fn dollars(value: &Value, key: &str) -> Option<u64> {
-    let dollars = value.get(key).and_then(Value::as_f64).filter(|dollars| *dollars >= 0.0)?;
-    Some(nano(dollars))
+    let dollars = match value.get(key)? {
+        Value::String(text) => text.trim().trim_start_matches('$').parse().ok()?,
+        other => other.as_f64()?,
+    };
+    (dollars.is_finite() && dollars >= 0.0).then(|| nano(dollars))
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a cast of floats saturates")]

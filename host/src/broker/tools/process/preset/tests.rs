@@ -57,9 +57,17 @@ fn each_agents_success_gives_usage_and_last_word() {
         (
             Preset::Aider,
             "aider-success.txt",
-            stated(2, 2150 + 12_500, 512 + 1250, Some(25_000_000)),
+            stated(2, 2150 + 12_500 + 9050, 512 + 1250, Some(25_000_000)),
             "Commit 1a2b3c4 test: cover the empty case",
         ),
+        // A run of two turns: tokens add up, the cost is that of the run so far.
+        (Preset::Claude, "claude-turns.jsonl", stated(5, 3050, 50, Some(30_000_000)), "Second done."),
+        // Noise before it, figures in quotes and as floats.
+        (Preset::Claude, "claude-noisy.txt", stated(1, 10, 3, Some(4_000_000)), "Done in spite of it."),
+        // The thread's usage so far, not the turn's.
+        (Preset::Codex, "codex-turns.jsonl", stated(3, 2600, 35, None), "Both turns done."),
+        // Only the last request's total is said: three of them were made.
+        (Preset::Goose, "goose-total.json", stated(3, 2100, 0, None), "Three requests."),
         (Preset::Jsonl, "lines-success.jsonl", stated(2, 1000, 50, Some(2_500_000)), "3 files written"),
     ];
     for (preset, name, usage, last) in cases {
@@ -75,6 +83,8 @@ fn each_agents_failure_is_one_with_its_own_words() {
     let cases = [
         (Preset::Claude, "claude-error.json", "agent_error", "Invalid API key"),
         (Preset::Claude, "claude-budget.json", "agent_limit", "Reached maximum budget"),
+        (Preset::Claude, "claude-refusal.json", "agent_refused", "I can't help with that."),
+        (Preset::Claude, "claude-pretty.json", "agent_error", "529 overloaded"),
         (Preset::Codex, "codex-error.jsonl", "agent_error", "401"),
         (Preset::Codex, "codex-limit.jsonl", "agent_error", "usage limit"),
         (Preset::Goose, "goose-error.jsonl", "agent_error", "Authentication"),
@@ -89,10 +99,64 @@ fn each_agents_failure_is_one_with_its_own_words() {
     }
     let budget = read(Preset::Claude, "claude-budget.json", 1);
     assert_eq!(budget.stated.cost, Some(1_041_200_000), "a limit that was hit was paid for");
+    let refusal = read(Preset::Claude, "claude-refusal.json", 0);
+    assert_eq!(refusal.stated.cost, Some(2_100_000), "a refusal was paid for");
+    assert_eq!(refusal.log.back().unwrap(), "was not permitted to use: Bash");
     let limit = read(Preset::Codex, "codex-limit.jsonl", 1);
     assert!(!limit.is_final, "what a failed turn cost is not said");
     let limit = read(Preset::Aider, "aider-limit.txt", 0);
     assert_eq!((limit.stated, limit.is_final), (stated(1, 990, 0, None), true));
+}
+
+#[test]
+fn what_an_agent_does_not_say_stays_unknown() {
+    let bare = read(Preset::Claude, "claude-bare.json", 0);
+    assert_eq!((bare.failure, bare.stated, bare.is_final), (None, Stated::default(), true));
+    let unknown = read(Preset::Codex, "codex-unknown.jsonl", 0);
+    assert_eq!(unknown.stated, Stated { calls: Some(1), ..Stated::default() }, "zeros are no figures");
+}
+
+#[test]
+fn figures_are_read_in_every_form_and_absurd_ones_are_none() {
+    let cases = [
+        ("3", Some(3)),
+        ("\"3\"", Some(3)),
+        ("3.0", Some(3)),
+        ("0", Some(0)),
+        ("18446744073709551615", Some(u64::MAX)),
+        ("-3", None),
+        ("3.5", None),
+        ("1e300", None),
+        ("18446744073709551616", None),
+        ("\"many\"", None),
+        ("null", None),
+        ("[3]", None),
+    ];
+    for (figure, expect) in cases {
+        let value = serde_json::from_str(&format!("{{\"n\":{figure}}}")).unwrap();
+        assert_eq!(count(&value, "n"), expect, "{figure}");
+    }
+    let cases = [
+        ("0.25", Some(250_000_000)),
+        ("\"0.25\"", Some(250_000_000)),
+        ("\" $0.25\"", Some(250_000_000)),
+        ("0", Some(0)),
+        ("1e300", Some(u64::MAX)),
+        ("-0.25", None),
+        ("\"-1\"", None),
+        ("\"NaN\"", None),
+        ("\"inf\"", None),
+        ("\"free\"", None),
+        ("true", None),
+    ];
+    for (figure, expect) in cases {
+        let value = serde_json::from_str(&format!("{{\"n\":{figure}}}")).unwrap();
+        assert_eq!(dollars(&value, "n"), expect, "{figure}");
+    }
+    // A bare NaN is no JSON: the result that holds it is none, and what was reserved counts.
+    let text = "{\"type\":\"result\",\"subtype\":\"success\",\"total_cost_usd\":NaN}";
+    let (reading, _) = read_text(Preset::Claude, text, Some(0));
+    assert_eq!((reading.failure.unwrap().0, reading.is_final), ("no_result", false));
 }
 
 #[test]
@@ -119,6 +183,7 @@ fn an_output_cut_anywhere_is_read_as_far_as_it_goes_and_never_called_whole() {
     let all = [
         (Preset::Claude, "claude-success.json"),
         (Preset::Claude, "claude-stream.jsonl"),
+        (Preset::Claude, "claude-pretty.json"),
         (Preset::Codex, "codex-success.jsonl"),
         (Preset::Goose, "goose-success.json"),
         (Preset::Goose, "goose-stream.jsonl"),
