@@ -158,11 +158,13 @@ pub async fn add(
 }
 
 pub async fn show(State(plane): State<ControlPlane>, Path(id): Path<String>) -> Answer {
+    let seen = plane.source.seen(&id);
     let (row, cycles, steps) =
         read(&plane, move |store| Ok((store.mandate(&id)?, store.cycles(&id)?, store.steps(&id)?))).await?;
     let mut view = view(&row, used_up(&plane).await?);
     view["cycles"] = cycles.iter().map(views::cycle).collect();
     view["steps"] = steps.iter().map(views::step).collect();
+    view["running"] = if row.state == MandateState::Running { seen } else { Value::Null };
     Ok(Json(view))
 }
 

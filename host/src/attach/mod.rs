@@ -46,6 +46,8 @@ pub trait Source: Send + Sync + 'static {
     fn why_unrecorded(&self, name: &str, nominal: DateTime<Utc>) -> String;
     /// The day of the ledger, its zone and limits.
     fn budget(&self, now: DateTime<Utc>) -> BudgetView;
+    /// What a mandate's running cycle lets be seen; null when none runs.
+    fn seen(&self, mandate: &str) -> Value;
     /// Loaded plugins.
     fn plugins(&self) -> Vec<Value>;
     /// What replaces versions of runners; none without a daemon.

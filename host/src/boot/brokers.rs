@@ -1,14 +1,14 @@
 //! The broker that new cycles get. A reload puts another one here; cycles that run keep theirs.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use chrono::{DateTime, Utc};
 
 use super::fitness::Fitness;
-use crate::broker::Broker;
 use crate::broker::stop::StopSignal;
 use crate::broker::tools::process::Live;
+use crate::broker::{Broker, CycleServices, Seen};
 use crate::daemon::dispatch::ports::{OpenServices, Services};
 use crate::store::ClaimedCycle;
 
@@ -16,6 +16,8 @@ use crate::store::ClaimedCycle;
 pub struct Brokers {
     current: RwLock<Arc<Broker>>,
     fitness: RwLock<Arc<Fitness>>,
+    /// The services of cycles, by mandate, for whoever looks at one.
+    running: Mutex<HashMap<String, Weak<CycleServices>>>,
     /// Programs that run for cycles, whichever broker started them.
     pub live: Arc<Live>,
 }
@@ -24,13 +26,27 @@ impl Brokers {
     /// Begins with this one.
     #[must_use]
     pub fn new(broker: Arc<Broker>, fitness: Fitness, live: Arc<Live>) -> Self {
-        Self { current: RwLock::new(broker), fitness: RwLock::new(Arc::new(fitness)), live }
+        Self {
+            current: RwLock::new(broker),
+            fitness: RwLock::new(Arc::new(fitness)),
+            running: Mutex::default(),
+            live,
+        }
     }
 
     /// From now on new cycles get this one.
     pub fn set(&self, broker: Arc<Broker>, fitness: Fitness) {
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = broker;
         *self.fitness.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(fitness);
+    }
+
+    /// What can be seen of a mandate's running cycle.
+    #[must_use]
+    pub fn seen(&self, mandate: &str) -> Option<Seen> {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let services = running.get(mandate)?.upgrade()?;
+        drop(running);
+        Some(services.seen())
     }
 
     fn current(&self) -> Arc<Broker> {
@@ -45,7 +61,12 @@ impl OpenServices for Brokers {
         stop: Arc<StopSignal>,
         deadline: Option<DateTime<Utc>>,
     ) -> Arc<dyn Services> {
-        self.current().open(cycle, stop, deadline)
+        let services = self.current().cycle(cycle.clone(), stop, deadline);
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.retain(|_, services| services.strong_count() > 0);
+        running.insert(cycle.mandate.id.clone(), Arc::downgrade(&services));
+        drop(running);
+        services
     }
 
     fn unfit(&self) -> BTreeMap<String, String> {

@@ -20,7 +20,7 @@ use crate::config::llm::SecretSource;
 use crate::config::{Env, Paths};
 use crate::sys::clock::Clock;
 use crate::sys::files;
-use crate::sys::sandbox::{self, Confinement, Network};
+use crate::sys::sandbox::{self, Confinement, Grants, Network};
 
 /// Where programs are looked up unless `env` or `inherit` says otherwise.
 const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
@@ -108,6 +108,15 @@ pub fn spec(name: &str, command: &CommandConfig, paths: &Paths, env: &Env) -> Co
 fn place(path: &str, paths: &Paths, env: &Env) -> PathBuf {
     let home = path.strip_prefix("~/").and_then(|rest| env.dir("HOME").map(|home| home.join(rest)));
     home.unwrap_or_else(|| paths.at_root(Path::new(path)))
+}
+
+/// Grants of a runner with `~/` as the home directory; relative ones are the launcher's to place.
+pub fn at_home(grants: &Grants, env: &Env) -> Grants {
+    let place = |path: &PathBuf| {
+        let home = path.strip_prefix("~").ok().and_then(|rest| env.dir("HOME").map(|home| home.join(rest)));
+        home.unwrap_or_else(|| path.clone())
+    };
+    Grants { read: grants.read.iter().map(place).collect(), write: grants.write.iter().map(place).collect() }
 }
 
 /// With a program by its absolute path, unless it is looked up.

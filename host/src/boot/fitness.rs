@@ -10,7 +10,7 @@ use crate::broker::tools::process::CommandSpec;
 use crate::broker::tools::process::ready::Lack;
 use crate::config::commands::known;
 use crate::config::report::{Level, Problem, Report, quoted};
-use crate::config::{DaemonConfig, Env, Paths, RunnerConfig, SchedulesFile};
+use crate::config::{DaemonConfig, Env, Isolation, Paths, RunnerConfig, SchedulesFile};
 
 /// The commands that runners rest on, by the names of the runners.
 #[derive(Default)]
@@ -60,6 +60,18 @@ pub fn problems(config: &DaemonConfig, paths: &Paths, env: &Env) -> Report {
                 ..Problem::of_file(&file, message, remedy)
             });
         }
+    }
+    for (name, runner) in &config.runners {
+        let Err(error) = commands::at_home(&runner.grants, env).below(&paths.root) else { continue };
+        let key = format!("{}.grants", DaemonConfig::key_of(&["runners", name]));
+        let bound = runner.isolation == Some(Isolation::Sandbox);
+        report.push(Problem {
+            level: if bound { Level::Error } else { Level::Warning },
+            line: config.line_of(&format!("{key}.read")).unwrap_or_default(),
+            column: 1,
+            key,
+            ..Problem::of_file(&file, error.to_string(), "make it, or grant another one")
+        });
     }
     report.sort();
     report

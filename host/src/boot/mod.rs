@@ -6,6 +6,7 @@ mod background;
 mod brokers;
 mod commands;
 pub mod fitness;
+mod last_end;
 mod office;
 mod once;
 pub mod plugins;
@@ -54,6 +55,7 @@ use crate::wal::{self, Wal};
 
 use brokers::Brokers;
 use fitness::Fitness;
+pub use last_end::LastEnd;
 pub use office::Office;
 pub use once::{Left, Once};
 pub use takeover::beside;
@@ -236,6 +238,8 @@ impl Daemon {
         // The last beat says `stopped`; a disk that hangs must not keep the process.
         let _ = tokio::time::timeout(LAST_BEAT, beats).await;
         office.publish_views(true);
+        let cut_off = if let End::GraceExceeded(left) = &end { left.as_slice() } else { &[] };
+        LastEnd::note(&office.parts().settings.paths.last_end, cut_off);
         close(store, log).await?;
         drop(lock);
         Ok(end)
@@ -406,7 +410,7 @@ fn broker(
     }))
 }
 
-fn runner_configs(config: &DaemonConfig) -> Vec<RunnerConfig> {
+fn runner_configs(config: &DaemonConfig, env: &Env) -> Vec<RunnerConfig> {
     let isolation = |asked: crate::config::Isolation| match asked {
         crate::config::Isolation::InProcess => Isolation::InProcess,
         crate::config::Isolation::Process => Isolation::Process,
@@ -419,7 +423,7 @@ fn runner_configs(config: &DaemonConfig) -> Vec<RunnerConfig> {
             isolation: runner.isolation.map(isolation),
             deadline: Some(runner.deadline),
             params: runner.params.clone().into(),
-            grants: runner.grants.clone(),
+            grants: commands::at_home(&runner.grants, env),
             require: config.sandbox_require,
             ..RunnerConfig::new(name, &runner.plugin)
         })

@@ -16,13 +16,13 @@ use super::fitness::Fitness;
 use super::{broker, dispatch_settings, limits, runner_configs, schedule_set, swaps};
 use crate::attach::{BudgetView, Source};
 use crate::boot::settings::Settings;
-use crate::config::{DaemonConfig, Env, Quarantined};
+use crate::config::{DaemonConfig, Env, Level, Quarantined};
 use crate::daemon::chronos::{Chronos, Loaded};
 use crate::daemon::dispatch::Dispatch;
 use crate::daemon::dispatch::ports::OpenServices;
 use crate::daemon::heartbeat::Pulse;
 use crate::daemon::lifecycle;
-use crate::daemon::mailbox::{Mailbox, Phase, Reloaded};
+use crate::daemon::mailbox::{Mailbox, Part, Phase, Reloaded};
 use crate::daemon::swap::{self, Swaps};
 use crate::daemon::vitals::Vitals;
 use crate::daemon::wallet::Wallet;
@@ -219,30 +219,52 @@ impl Office {
             Arc::clone(&self.parts.settings.zones),
         );
         let mut done = Reloaded::default();
-        match settings {
-            Err(error) => done.problems.push(error.to_string()),
-            Ok(settings) => match self.apply(&settings).await {
-                Ok(diff) => (done.applied, done.needs_restart) = diff,
-                Err(error) => done.problems.push(error.to_string()),
-            },
-        }
-        // Bad daemon.yml leaves it as it was; the schedules are a file of their own.
-        match self.parts.settings.schedules() {
-            Err(error) => done.problems.push(error.to_string()),
-            Ok(file) => {
-                done.problems.extend(file.full_report().problems.iter().map(ToString::to_string));
-                if file.readable {
-                    match self.load(file).await {
-                        Ok(loaded) if loaded.adopted + loaded.removed > 0 => {
-                            done.applied.push("schedules".to_owned())
-                        }
-                        Ok(_) => {}
-                        Err(error) => done.problems.push(error.to_string()),
+        done.daemon_yml = match settings {
+            Err(error) => done.refused(&error),
+            Ok(settings) => {
+                done.warnings.extend(settings.warnings.problems.iter().map(ToString::to_string));
+                match self.apply(&settings).await {
+                    Ok((applied, needs_restart)) => {
+                        let changed = applied.len() + needs_restart.len() > 0;
+                        (done.applied, done.needs_restart) = (applied, needs_restart);
+                        if changed { Part::InEffect } else { Part::Unchanged }
                     }
+                    Err(error) => done.refused(&error),
                 }
             }
-        }
+        };
+        // Bad daemon.yml leaves it as it was; the schedules are a file of their own.
+        done.schedules_yml = match self.parts.settings.schedules() {
+            Err(error) => done.refused(&error),
+            Ok(file) => self.reload_schedules(file, &mut done).await,
+        };
         done
+    }
+
+    async fn reload_schedules(&self, file: crate::config::SchedulesFile, done: &mut Reloaded) -> Part {
+        for problem in file.full_report().problems {
+            let said = problem.to_string();
+            let list = if problem.level == Level::Error { &mut done.problems } else { &mut done.warnings };
+            list.push(said);
+        }
+        done.quarantined = file.quarantined.iter().map(|bad| bad.name.clone()).collect();
+        let loaded = match self.load(file).await {
+            Ok(loaded) => loaded,
+            Err(error) => return done.refused(&error),
+        };
+        for rejected in &loaded.rejected {
+            done.problems.push(format!("schedule {:?}: {}", rejected.name, rejected.cause));
+            done.quarantined.push(rejected.name.to_string());
+        }
+        let changed = loaded.adopted + loaded.removed > 0;
+        if changed {
+            done.applied.push("schedules".to_owned());
+        }
+        match (done.quarantined.is_empty(), changed) {
+            (false, _) => Part::InPart,
+            (true, true) => Part::InEffect,
+            (true, false) => Part::Unchanged,
+        }
     }
 
     /// Ends programs that still run for cycles which the daemon gave up.
@@ -271,7 +293,7 @@ impl Office {
         parts.brokers.set(broker, Fitness::of(config, &settings.paths, &parts.env));
         parts.heartbeat_interval.send_replace(config.heartbeat_interval);
         parts.dispatch.configure(dispatch_settings(config));
-        let (runners, configs) = (Arc::clone(&parts.runners), runner_configs(config));
+        let (runners, configs) = (Arc::clone(&parts.runners), runner_configs(config, &parts.env));
         parts.swaps.configure(swaps::settings(config));
         let (generations, now) = (parts.store.clone(), parts.clock.now());
         let adopted = tokio::task::spawn_blocking(move || {
@@ -396,6 +418,10 @@ impl Source for Office {
             timezone: self.config().budget.timezone,
             limits: self.parts.wallet.limits().unwrap_or_default(),
         }
+    }
+
+    fn seen(&self, mandate: &str) -> Value {
+        self.parts.brokers.seen(mandate).map_or(Value::Null, |seen| json!(seen))
     }
 
     fn plugins(&self) -> Vec<Value> {

@@ -35,7 +35,7 @@ pub(super) async fn load(
     let open = store.recover_generations(now).await?;
     runners.set_pins(swap::pins(&open));
     let (configs, loaded, generations) =
-        (runner_configs(&settings.config), Arc::clone(&runners), store.clone());
+        (runner_configs(&settings.config, env), Arc::clone(&runners), store.clone());
     // Mapping a file and running its constructors is no work for an async thread.
     let adopted = tokio::task::spawn_blocking(move || {
         loaded.configure(configs);

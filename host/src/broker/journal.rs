@@ -24,9 +24,9 @@ use super::imposed::Imposed;
 use super::llm::{LlmCall, Position};
 use super::record::{Answer, Found, Replay, SelfTold};
 use super::stop::{Patience, StopSignal};
-use super::tools::Watch;
+use super::watch::Seen;
 use crate::domain::canonical;
-use crate::domain::talk::{Talk, cut};
+use crate::domain::talk::Talk;
 use crate::store::{ClaimedCycle, NoteKind, Pending};
 
 /// Largest request of a runner, in bytes.
@@ -39,18 +39,6 @@ const STATE_VALUE_MAX: usize = 256 << 10;
 const STATE_PUTS_MAX: usize = 1 << 20;
 /// Most random bytes of one call.
 const RANDOM_MAX: u64 = 1024;
-/// Longest message about progress that is kept, in characters.
-const PROGRESS_MAX: usize = 500;
-
-/// How far a cycle says it is.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Progress {
-    /// For people.
-    pub message: String,
-    /// From 0 to 1 where known.
-    pub fraction: Option<f64>,
-}
-
 /// The services of one attempt of a cycle. Shared with the runner's threads.
 pub struct CycleServices {
     pub(super) broker: Arc<Broker>,
@@ -63,7 +51,7 @@ pub struct CycleServices {
     live: Mutex<Live>,
     /// True while an effect is under way.
     turn: AtomicBool,
-    talk: Mutex<Talk>,
+    pub(super) talk: Mutex<Talk>,
 }
 
 /// What changes while the cycle runs.
@@ -77,7 +65,7 @@ pub(super) struct Live {
     puts: HashMap<String, Value>,
     put_bytes: usize,
     pub(super) lazy: Vec<(Lazy, Pending<()>)>,
-    progress: Option<Progress>,
+    pub(super) seen: Seen,
 }
 
 /// Holds the right to make an effect.
@@ -110,7 +98,7 @@ impl CycleServices {
             puts: HashMap::new(),
             put_bytes: 0,
             lazy: Vec::new(),
-            progress: None,
+            seen: Seen::default(),
         };
         Self {
             broker,
@@ -159,12 +147,6 @@ impl CycleServices {
     #[must_use]
     pub fn current_phase(&self) -> Option<String> {
         self.live().phase.clone()
-    }
-
-    /// What the runner said last about its progress.
-    #[must_use]
-    pub fn progress(&self) -> Option<Progress> {
-        self.live().progress.clone()
     }
 
     /// Why the host ended this attempt; none if it did not, and the runner's own result counts.
@@ -339,6 +321,7 @@ impl CycleServices {
         let known = {
             let mut live = self.live();
             live.phase = Some(name.clone());
+            live.seen.phase = Some(name.clone());
             live.replay.is_replaying()
         };
         // While steps are left in the record, this was noted before they were.
@@ -376,28 +359,8 @@ impl CycleServices {
 
     fn show(&self, request: &Value) -> Result<Value, CallError> {
         let message: String = field(request, "message")?;
-        let fraction = request.get("fraction").and_then(Value::as_f64).map(|share| share.clamp(0.0, 1.0));
-        Watch::progress(self, &message, fraction);
+        self.progressed(&message, request.get("fraction").and_then(Value::as_f64));
         Ok(json!({}))
-    }
-}
-
-impl Watch for CycleServices {
-    fn progress(&self, message: &str, fraction: Option<f64>) {
-        let message = message.chars().take(PROGRESS_MAX).collect();
-        self.live().progress = Some(Progress { message, fraction });
-    }
-
-    /// Noted, but not made the phase of this cycle's own calls: policy goes by that one, and what
-    /// a tool says of itself must not move it.
-    fn phase(&self, name: &str) {
-        if is_phase_name(name) {
-            self.note(NoteKind::Phase(name.to_owned()));
-        }
-    }
-
-    fn log(&self, level: tracing::Level, message: &str) {
-        HostCalls::log(self, level, "tool", message, &Value::Null);
     }
 }
 
@@ -415,39 +378,11 @@ impl HostCalls for CycleServices {
     }
 
     fn log(&self, level: tracing::Level, target: &str, message: &str, fields: &Value) {
-        let now = self.broker.clock.monotonic();
-        let admitted = self.talk.lock().unwrap_or_else(PoisonError::into_inner).admit(now);
-        let Some(dropped) = admitted else { return };
-        let fields = fields.to_string();
-        // Not `message`: that is the event's own name.
-        let (target, line, fields) = (cut(target), cut(message), cut(&fields));
-        let (mandate, cycle, runner) = (&self.mandate.id, self.mandate.cycle, &self.runner);
-        macro_rules! write {
-            ($level:ident) => {
-                tracing::event!(
-                    tracing::Level::$level,
-                    mandate,
-                    cycle,
-                    runner,
-                    target,
-                    line,
-                    fields,
-                    dropped,
-                    "runner_log"
-                )
-            };
-        }
-        match level {
-            tracing::Level::ERROR => write!(ERROR),
-            tracing::Level::WARN => write!(WARN),
-            tracing::Level::INFO => write!(INFO),
-            tracing::Level::DEBUG => write!(DEBUG),
-            tracing::Level::TRACE => write!(TRACE),
-        }
+        self.say(level, target, message, fields);
     }
 }
 
-fn is_phase_name(name: &str) -> bool {
+pub(super) fn is_phase_name(name: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
     !name.is_empty() && name.len() <= NAME_MAX && name.chars().all(plain)
 }

@@ -20,6 +20,7 @@ mod record;
 pub mod shadow;
 pub mod stop;
 pub mod tools;
+mod watch;
 
 use std::sync::Arc;
 
@@ -27,7 +28,8 @@ use chrono::{DateTime, Utc};
 
 pub use handover::Settling;
 pub use imposed::Imposed;
-pub use journal::{CycleServices, Progress};
+pub use journal::CycleServices;
+pub use watch::{Progress, Seen};
 
 use self::llm::Providers;
 use self::policy::Policy;

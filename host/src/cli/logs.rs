@@ -24,6 +24,9 @@ pub struct LogsArgs {
     /// How many of the last lines
     #[arg(short, long, default_value_t = 50)]
     pub n: usize,
+    /// Only lines about this mandate: what its runner, or the program that runs for it, says
+    #[arg(long, value_name = "ID")]
+    pub mandate: Option<String>,
 }
 
 /// Runs the command. Ends with the reader of stdout, or never when following.
@@ -37,7 +40,8 @@ pub fn run(args: &LogsArgs, context: &Context) -> anyhow::Result<()> {
         Failure::not_found(format!("{}: {error}", path.display()))
             .remedy("the daemon writes it when it first runs")
     })?;
-    let mut log = Follower { reader: BufReader::new(file), json: context.style.json };
+    let mut log =
+        Follower { reader: BufReader::new(file), json: context.style.json, mandate: args.mandate.clone() };
     log.last(args.n)?;
     if args.follow { log.follow(&paths.logs, &path) } else { Ok(()) }
 }
@@ -45,12 +49,16 @@ pub fn run(args: &LogsArgs, context: &Context) -> anyhow::Result<()> {
 struct Follower {
     reader: BufReader<File>,
     json: bool,
+    mandate: Option<String>,
 }
 
 impl Follower {
     fn last(&mut self, n: usize) -> anyhow::Result<()> {
         let mut last = VecDeque::with_capacity(n.min(4096));
         while let Some(text) = self.next_line()? {
+            if !self.wants(&text) {
+                continue;
+            }
             if last.len() == n {
                 last.pop_front();
             }
@@ -70,6 +78,13 @@ impl Follower {
         Ok(None)
     }
 
+    fn wants(&self, text: &str) -> bool {
+        let Some(id) = &self.mandate else { return true };
+        // Most lines need not be parsed to know.
+        text.contains(id.as_str())
+            && serde_json::from_str::<Value>(text).is_ok_and(|record| record["details"]["mandate"] == **id)
+    }
+
     fn print(&self, text: &str) -> anyhow::Result<()> {
         line(&if self.json { text.to_owned() } else { human(text) })
     }
@@ -85,7 +100,9 @@ impl Follower {
         let mut events = inotify::Reader::new(&watch, &mut buffer);
         loop {
             while let Some(text) = self.next_line()? {
-                self.print(&text)?;
+                if self.wants(&text) {
+                    self.print(&text)?;
+                }
             }
             let event = events.next()?;
             // A new day has a new file: what the old one still holds was printed above.

@@ -227,6 +227,7 @@ async fn show(id: &str, context: &Context) -> anyhow::Result<()> {
         {
             text.push_str(&format!("{key:<11} {}\n", printable(&cell(&mandate[key]))));
         }
+        text.push_str(&running(&mandate["running"]));
         text.push_str("\ncycles\n");
         let cycles: Vec<Vec<String>> =
             mandate["cycles"].as_array().into_iter().flatten().map(cycle_row).collect();
@@ -243,6 +244,23 @@ async fn show(id: &str, context: &Context) -> anyhow::Result<()> {
         }
         text
     })
+}
+
+/// What the cycle that runs says of itself.
+fn running(seen: &Value) -> String {
+    let mut text = String::new();
+    if !seen["phase"].is_null() {
+        text.push_str(&format!("{:<11} {}\n", "phase", printable(&cell(&seen["phase"]))));
+    }
+    if let Some(message) = seen["progress"]["message"].as_str() {
+        let share = seen["progress"]["fraction"].as_f64().map(|share| format!(" ({:.0}%)", share * 100.0));
+        let share = share.unwrap_or_default();
+        text.push_str(&format!("{:<11} {}{share}\n", "progress", printable(message)));
+    }
+    for line in seen["lines"].as_array().into_iter().flatten() {
+        text.push_str(&format!("{:<11} {}\n", "says", printable(&cell(line))));
+    }
+    text
 }
 
 fn cycle_row(cycle: &Value) -> Vec<String> {

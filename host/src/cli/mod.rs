@@ -63,9 +63,9 @@ enum Command {
     Init(init::InitArgs),
     /// Run the daemon in the foreground
     Run(run::RunArgs),
-    /// Stop the daemon gracefully and wait until it has ended
+    /// Stop the daemon gracefully and wait until it has ended; exit 9 when cycles had to be cut off
     Stop,
-    /// Read the configuration again; a bad one changes nothing
+    /// Read the configuration again; exit 2 when part of it is bad: the answer says what counts
     Reload,
     /// One glance: what runs, what waits, when the last cycle was
     Status,
@@ -86,7 +86,7 @@ enum Command {
     /// Runner plugins
     #[command(subcommand)]
     Plugin(plugin::PluginCommand),
-    /// Why an occurrence of a schedule ended as it did
+    /// Why an occurrence of a schedule ended as it did; exit 3 and why while nothing is recorded of it
     Why {
         /// The schedule's name
         schedule: String,

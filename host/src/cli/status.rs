@@ -8,6 +8,7 @@ use super::Context;
 use super::client::segment;
 use super::mandate::time;
 use super::output::{cell, emit, printable, rows, say, table};
+use crate::boot::LastEnd as End;
 use crate::exit::{Failure, code};
 
 /// `kairos status`.
@@ -101,36 +102,64 @@ pub async fn why(context: &Context, schedule: &str, occurrence: &str) -> anyhow:
 /// `kairos reload`.
 ///
 /// # Errors
-/// No daemon; or the new configuration is bad and the old one stays: exit 2.
+/// No daemon; or something of the new configuration is bad and what was before stays of it: exit 2, with
+/// `partly_applied` when the rest counts and `config_invalid` when nothing new does.
 pub async fn reload(context: &Context) -> anyhow::Result<()> {
     let answer = context.daemon().await?.post("/v1/admin/reload", &json!({})).await?;
     let reload = &answer["reload"];
-    let words =
-        |key: &str| -> Vec<String> { reload[key].as_array().into_iter().flatten().map(cell).collect() };
-    let (applied, restart, problems) = (words("applied"), words("needs_restart"), words("problems"));
-    emit(context.style, &answer, |_| {
-        let mut lines = vec![];
-        if applied.is_empty() && restart.is_empty() && problems.is_empty() {
-            lines.push("nothing changed".to_owned());
-        }
-        if !applied.is_empty() {
-            lines.push(format!("in effect: {}", applied.join(", ")));
-        }
-        if !restart.is_empty() {
-            lines.push(format!("after a restart: {}", restart.join(", ")));
-        }
-        lines.join("\n")
-    })?;
+    emit(context.style, &answer, |_| reloaded(reload))?;
+    let problems = words(reload, "problems");
     if problems.is_empty() {
         return Ok(());
     }
-    Err(Failure::new(code::USAGE, "config_invalid", problems.join("\n")).into())
+    let new = words(reload, "applied").len() + words(reload, "needs_restart").len();
+    let code = if new > 0 { "partly_applied" } else { "config_invalid" };
+    let remedy =
+        "correct what is named and reload again; `kairos config check` looks without changing anything";
+    Err(Failure::new(code::USAGE, code, problems.join("\n")).remedy(remedy).into())
+}
+
+fn words(of: &Value, key: &str) -> Vec<String> {
+    of[key].as_array().into_iter().flatten().map(cell).collect()
+}
+
+/// What became of each file, for people.
+fn reloaded(reload: &Value) -> String {
+    let part = |key: &str| reload[key].as_str().unwrap_or_default().to_owned();
+    let (daemon, schedules) = (part("daemon_yml"), part("schedules_yml"));
+    let mut lines = vec![];
+    if daemon == "unchanged" && schedules == "unchanged" {
+        lines.push("nothing changed".to_owned());
+    } else {
+        let keys: Vec<String> =
+            words(reload, "applied").into_iter().filter(|key| key != "schedules").collect();
+        let restart = words(reload, "needs_restart");
+        lines.push(match daemon.as_str() {
+            "refused" => "daemon.yml: refused, what was before stays".to_owned(),
+            "in_effect" if keys.is_empty() => "daemon.yml: read".to_owned(),
+            "in_effect" => format!("daemon.yml: in effect: {}", keys.join(", ")),
+            _ => "daemon.yml: unchanged".to_owned(),
+        });
+        if !restart.is_empty() {
+            lines.push(format!("daemon.yml: after a restart: {}", restart.join(", ")));
+        }
+        let aside = words(reload, "quarantined").join(", ");
+        lines.push(match schedules.as_str() {
+            "refused" => "schedules.yml: refused, what was before stays".to_owned(),
+            "in_part" => format!("schedules.yml: in effect but for {aside}, as before"),
+            "in_effect" => "schedules.yml: in effect".to_owned(),
+            _ => "schedules.yml: unchanged".to_owned(),
+        });
+    }
+    lines.extend(words(reload, "warnings"));
+    lines.join("\n")
 }
 
 /// `kairos stop`: asks the daemon to end, and waits until it has.
 ///
 /// # Errors
-/// No daemon runs, or it does not end within its graceful timeout and a little more.
+/// No daemon runs; or it has not ended within its graceful timeout and a little more: exit 1; or it has, and cut
+/// cycles off that were not done by then: exit 9.
 pub async fn stop(context: &Context) -> anyhow::Result<()> {
     let client = context.daemon().await?;
     let status = client.get("/v1/status").await?;
@@ -140,9 +169,24 @@ pub async fn stop(context: &Context) -> anyhow::Result<()> {
     let pid = status["pid"].as_i64();
     let ended = super::connect::wait_until_gone(context, Duration::from_secs_f64(grace + 10.0)).await?;
     if !ended {
-        return Err(Failure::new(code::GRACE, "still_running", "the daemon has not ended yet").into());
+        let failure = Failure::new(code::FAILED, "still_running", "the daemon has not ended yet");
+        return Err(failure
+            .remedy("`kairos status` shows what it waits for; a second SIGTERM ends it at once")
+            .into());
     }
-    emit(context.style, &json!({"stopped": true, "pid": pid}), |_| "stopped".to_owned())
+    let cut_off = End::read(&context.paths()?.last_end, pid).unwrap_or_default();
+    let view = json!({"stopped": true, "pid": pid, "cut_off": cut_off});
+    emit(context.style, &view, |_| "stopped".to_owned())?;
+    if cut_off.is_empty() {
+        return Ok(());
+    }
+    let message = format!(
+        "{} cycles were cut off, because they had not ended within graceful_timeout ({grace} s): {}",
+        cut_off.len(),
+        cut_off.join(", ")
+    );
+    let remedy = "their mandates go on after the next start; `kairos mandate show ID` tells more";
+    Err(Failure::new(code::GRACE, "cut_off", message).remedy(remedy).into())
 }
 
 /// `kairos plugin list`.

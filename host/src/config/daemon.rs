@@ -124,7 +124,7 @@ pub struct RunnerConfig {
     pub deadline: Duration,
     /// Parameters for every mandate; those of the mandate win.
     pub params: Map<String, Value>,
-    /// Files of the root, as written, that it can have in a sandbox if it asks for them.
+    /// Files, as written, that it can have in a sandbox if it asks for them.
     pub grants: Grants,
 }
 

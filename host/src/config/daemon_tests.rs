@@ -252,18 +252,19 @@ proptest::proptest! {
 #[test]
 fn grants_and_the_demanded_sandbox_are_read_and_bad_ones_refused() {
     let config = good(
-        "sandbox: {require: full}\ndefault_runner: a\nrunners: {a: {grants: {read: [docs], write: [out, notes/x]}}, b: {}}",
+        "sandbox: {require: full}\ndefault_runner: a\nrunners: {a: {grants: {read: [docs], write: [out, notes/x, /srv/out]}}, b: {}}",
     );
     assert_eq!(config.sandbox_require, Level::Full);
     assert_eq!(config.runners["a"].grants.read, [PathBuf::from("docs")]);
-    assert_eq!(config.runners["a"].grants.write, [PathBuf::from("out"), PathBuf::from("notes/x")]);
+    assert_eq!(config.runners["a"].grants.write, ["out", "notes/x", "/srv/out"].map(PathBuf::from));
     assert!(config.runners["b"].grants.is_empty());
     assert_eq!(good("").sandbox_require, Level::Partial);
-    let text = "wal: {dir: logs}\nsandbox: {require: none}\nrunners: {a: {grants: {read: [/etc, .kairos/run, logs/x], write: [.]}}}";
+    let text = "wal: {dir: logs}\nsandbox: {require: none}\nrunners: {a: {grants: {read: [/, ../x, .kairos/run, logs/x], write: [.]}}}";
     let report = bad(text);
     for says in [
         "sandbox.require",
-        "\"/etc\" is an absolute path",
+        "\"/\" is the whole machine",
+        "\"../x\" leads outside",
         "\".kairos/run\" reaches",
         "\"logs/x\" reaches",
         "\".\" is the whole root",

@@ -80,7 +80,7 @@ pub const DAEMON: &[Key] = &[
     live("runners.*.params", "Parameters for every mandate of the runner; those of the mandate win."),
     live(
         "runners.*.grants.read",
-        "Files and directories of the root that the runner can read in a sandbox, if its manifest asks for them. Never what lies in `.kairos`.",
+        "Files and directories that the runner can read in a sandbox, if its manifest asks for them: of the root, or elsewhere by an absolute path or `~/` for a runner that asks for `.`. Never with `..`, never `/`, never what lies in `.kairos`.",
     ),
     live("runners.*.grants.write", "As `read`, for what it can also change."),
     live(

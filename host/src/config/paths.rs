@@ -47,6 +47,8 @@ pub struct Paths {
     pub heartbeat_json: PathBuf,
     /// `.kairos/run/endpoint.json`, which says where the control plane listens.
     pub endpoint_json: PathBuf,
+    /// `.kairos/run/last_end.json`: how the last daemon ended, when it did not end as asked.
+    pub last_end: PathBuf,
     /// `.kairos/run/attach_token`
     pub attach_token: PathBuf,
     /// `.kairos/run/proposals`
@@ -80,6 +82,7 @@ impl Paths {
             pid: run.join("daemon.pid"),
             heartbeat_json: run.join("heartbeat.json"),
             endpoint_json: run.join("endpoint.json"),
+            last_end: run.join("last_end.json"),
             attach_token: run.join("attach_token"),
             proposals: run.join("proposals"),
             wal: dot.join("wal"),

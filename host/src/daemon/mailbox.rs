@@ -125,6 +125,37 @@ pub struct Reloaded {
     pub needs_restart: Vec<String>,
     /// What is wrong with the new files; when the daemon's own file has problems the old configuration stays whole.
     pub problems: Vec<String>,
+    /// What is right and yet worth a look.
+    pub warnings: Vec<String>,
+    /// What became of daemon.yml.
+    pub daemon_yml: Part,
+    /// What became of schedules.yml.
+    pub schedules_yml: Part,
+    /// Schedules that were set aside, by name; they stay as they were.
+    pub quarantined: Vec<String>,
+}
+
+impl Reloaded {
+    /// Notes why a file was refused as a whole.
+    pub fn refused(&mut self, why: &impl ToString) -> Part {
+        self.problems.push(why.to_string());
+        Part::Refused
+    }
+}
+
+/// What became of one file in a reload.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    /// It says what it said before.
+    #[default]
+    Unchanged,
+    /// It counts, whole.
+    InEffect,
+    /// Its good schedules count, the bad ones are set aside.
+    InPart,
+    /// It does not count; what was before stays.
+    Refused,
 }
 
 /// What a backfill made.

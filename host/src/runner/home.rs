@@ -42,9 +42,13 @@ impl HostCalls for Home {
         let now = self.clock.monotonic();
         let admitted = self.talk.lock().unwrap_or_else(PoisonError::into_inner).admit(now);
         let Some(dropped) = admitted else { return };
-        let fields = fields.to_string();
+        // What there is none of is left out.
+        let nothing = fields.is_null() || fields.as_object().is_some_and(serde_json::Map::is_empty);
+        let fields = (!nothing).then(|| fields.to_string());
+        let dropped = Some(dropped).filter(|dropped| *dropped > 0);
         // Not `message`: that is the event's own name.
-        let (runner, target, line, fields) = (&self.runner, cut(target), cut(message), cut(&fields));
+        let (runner, target, line) = (&self.runner, cut(target), cut(message));
+        let fields = fields.as_deref().map(cut);
         match level {
             tracing::Level::ERROR => tracing::error!(runner, target, line, fields, dropped, "runner_log"),
             tracing::Level::WARN => tracing::warn!(runner, target, line, fields, dropped, "runner_log"),

@@ -60,7 +60,7 @@ pub struct RunnerConfig {
     pub deadline: Option<Duration>,
     /// The runner's own section, an object or null.
     pub params: Value,
-    /// Files of the root that it can have in a sandbox if its manifest asks for them.
+    /// Files of the root, or absolute, that it can have in a sandbox if its manifest asks for them.
     pub grants: Grants,
     /// The weakest sandbox in which it starts.
     pub require: Level,

@@ -324,7 +324,7 @@ fn calls_that_make_no_sense_are_answered_and_change_nothing() {
         2048
     );
     ask(&services, &(method::PROGRESS, json!({"message": "x".repeat(9000), "fraction": 7}))).unwrap();
-    let progress = services.progress().unwrap();
+    let progress = services.seen().progress.unwrap();
     assert_eq!((progress.message.len(), progress.fraction), (500, Some(1.0)));
     assert!(services.outcome().is_none());
 }

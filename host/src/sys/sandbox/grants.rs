@@ -1,5 +1,6 @@
-//! Which files of a root a runner can have: what its manifest asks, as far as the operator grants
-//! it. Never what Kairos keeps for itself.
+//! Which files a runner can have: what its manifest asks, as far as the operator grants it. A manifest
+//! speaks of the root; an operator may also grant what lies elsewhere, by absolute paths. Never what
+//! Kairos keeps for itself.
 
 use std::io;
 use std::path::{Component, Path, PathBuf};
@@ -56,10 +57,12 @@ impl Grants {
         Self { read, write }
     }
 
-    /// The same as absolute paths below `root`, without links.
+    /// The same as absolute paths without links: relative ones below `root`, absolute ones where they
+    /// are.
     ///
     /// # Errors
-    /// One does not exist, leads outside of the root, or reaches what Kairos keeps for itself.
+    /// One does not exist, leads outside of the root without saying so, is everything, or reaches what
+    /// Kairos keeps for itself.
     pub fn below(&self, root: &Path) -> Result<Self, SandboxError> {
         let root = root.canonicalize().map_err(|source| SandboxError::path(root, source))?;
         let own = root.join(OWN);
@@ -67,8 +70,10 @@ impl Grants {
         let resolve = |path: &PathBuf| {
             let full = root.join(path);
             let real = full.canonicalize().map_err(|source| SandboxError::path(&full, source))?;
-            let fault = if !real.starts_with(&root) {
+            let fault = if path.is_relative() && !real.starts_with(&root) {
                 "it leads outside of the root"
+            } else if real.parent().is_none() {
+                "it is the whole machine"
             } else if overlaps(&real, &own) {
                 "it reaches what Kairos keeps for itself"
             } else {
@@ -86,15 +91,18 @@ impl Grants {
 #[must_use]
 pub fn refusal(path: &str, kept: &[&Path]) -> Option<(&'static str, &'static str)> {
     let granted = Path::new(path);
-    if granted.is_absolute() {
-        return Some(("is an absolute path", "grant a path below the root"));
-    }
-    if leads_out(granted) {
-        return Some(("leads outside of the root", "grant a path below the root, without `..`"));
+    if granted.components().any(|part| part == Component::ParentDir) {
+        return Some((
+            "leads outside of the root",
+            "write an absolute path for what lies there, without `..`",
+        ));
     }
     let granted = plain(granted);
     if granted.as_os_str().is_empty() {
         return Some(("is the whole root", "grant single directories of it"));
+    }
+    if granted.is_absolute() && granted.parent().is_none() {
+        return Some(("is the whole machine", "grant single directories"));
     }
     let reaches = |kept: &Path| overlaps(&granted, &plain(kept));
     if reaches(Path::new(OWN)) || kept.iter().any(|kept| reaches(kept)) {
@@ -166,11 +174,23 @@ mod tests {
     #[test]
     fn what_kairos_keeps_for_itself_cannot_be_granted() {
         let kept = [Path::new("logs/wal"), Path::new(".kairos/run/daemon.pid")];
-        for bad in ["/etc", "..", "a/../..", ".", "", "./", ".kairos", "./.kairos/run", "logs", "logs/wal/x"]
-        {
+        for bad in [
+            "/",
+            "/./",
+            "/srv/../etc",
+            "..",
+            "a/../..",
+            ".",
+            "",
+            "./",
+            ".kairos",
+            "./.kairos/run",
+            "logs",
+            "logs/wal/x",
+        ] {
             assert!(refusal(bad, &kept).is_some(), "{bad:?}");
         }
-        for good in ["docs", "./docs", "logs/other", ".kairosx", "logs/wally"] {
+        for good in ["/srv/data", "docs", "./docs", "logs/other", ".kairosx", "logs/wally"] {
             assert_eq!(refusal(good, &kept), None, "{good:?}");
         }
     }
@@ -188,6 +208,19 @@ mod tests {
         link(".", "self");
         let below = |path: &str| grants(&[path], &[]).below(&root).map(|grants| grants.read);
         assert_eq!(below("good").unwrap(), [root.canonicalize().unwrap().join("docs")]);
+        // What lies elsewhere is granted by its absolute path, and only that way.
+        let elsewhere = dir.path().join("elsewhere");
+        std::fs::create_dir(&elsewhere).unwrap();
+        let absolute = |path: &Path| below(path.to_str().unwrap());
+        assert_eq!(absolute(&elsewhere).unwrap(), [elsewhere.canonicalize().unwrap()]);
+        std::os::unix::fs::symlink("/", dir.path().join("all")).unwrap();
+        for (path, says) in
+            [("all", "whole machine"), ("", "keeps"), ("root/.kairos/run", "keeps"), ("root", "keeps")]
+        {
+            let error = absolute(&dir.path().join(path)).unwrap_err().to_string();
+            assert!(error.contains(says), "{path}: {error}");
+        }
+        assert_eq!(asked(&["read:."]).common(&grants(&["/srv/data"], &[])), grants(&["/srv/data"], &[]));
         for (path, says) in [("out", "outside"), ("secrets", "keeps"), ("self", "keeps"), ("gone", "gone")] {
             let error = below(path).unwrap_err().to_string();
             assert!(error.contains(says), "{path}: {error}");
