@@ -39,6 +39,21 @@ pub fn hostile_c(dir: &Path, name: &str, defines: &[&str]) -> PathBuf {
     out
 }
 
+/// Compiles `fixtures/without.c` in `dir`: a program that runs another one on a kernel that seems to
+/// lack something.
+///
+/// # Panics
+/// The compiler's words, when it cannot be.
+#[must_use]
+pub fn without(dir: &Path) -> PathBuf {
+    let out = dir.join("without");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/without.c");
+    let output = Command::new("cc").args(["-O1", "-o"]).arg(&out).arg(source).output();
+    let output = output.expect("a machine that links Rust has a C compiler");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    out
+}
+
 /// As [`hostile_c`], its bytes.
 ///
 /// # Panics

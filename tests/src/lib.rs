@@ -11,9 +11,10 @@ pub mod hostile;
 pub mod rig;
 pub mod variant;
 
+use std::ffi::OsString;
 use std::fs;
-use std::io::Read;
-use std::os::unix::net::UnixDatagram;
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -55,6 +56,8 @@ pub struct Root {
     dir: TempDir,
     path: PathBuf,
     env: Vec<(String, String)>,
+    /// Program and arguments that everything is started by, if not directly.
+    by: Vec<OsString>,
 }
 
 impl Default for Root {
@@ -75,7 +78,7 @@ impl Root {
     pub fn named(below: &str) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory can be made");
         let path = if below.is_empty() { dir.path().to_owned() } else { dir.path().join(below) };
-        let root = Self { dir, path, env: vec![] };
+        let root = Self { dir, path, env: vec![], by: vec![] };
         fs::create_dir_all(root.path().join(".kairos/config")).expect("it is ours");
         root.daemon_yml("")
     }
@@ -85,6 +88,27 @@ impl Root {
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.to_owned(), value.to_owned()));
         self
+    }
+
+    /// Everything on this root is started by that program from now on, which becomes `kairos`: it gets
+    /// these arguments, then `--`, then `kairos` and its own.
+    #[must_use]
+    pub fn by(mut self, program: &Path, args: &[&str]) -> Self {
+        self.by = vec![program.into()];
+        self.by.extend(args.iter().map(OsString::from));
+        self.by.push("--".into());
+        self
+    }
+
+    fn command(&self) -> Command {
+        match self.by.split_first() {
+            None => Command::new(kairos()),
+            Some((program, args)) => {
+                let mut command = Command::new(program);
+                command.args(args).arg(kairos());
+                command
+            }
+        }
     }
 
     /// Where it is.
@@ -139,7 +163,8 @@ impl Root {
     /// Runs a command on this root to its end.
     #[must_use]
     pub fn cli(&self, args: &[&str]) -> Ran {
-        let output = Command::new(kairos())
+        let output = self
+            .command()
             .args(args)
             .envs(self.env.clone())
             .arg("--root")
@@ -179,7 +204,8 @@ impl Root {
         let notify = self.dir.path().join(format!("notify-{}.sock", fastrand()));
         let socket = UnixDatagram::bind(&notify)?;
         let stderr = self.dir.path().join(format!("stderr-{}.txt", fastrand()));
-        let child = Command::new(kairos())
+        let child = self
+            .command()
             .arg("run")
             .args(args)
             .arg("--root")
@@ -261,6 +287,27 @@ impl Root {
         let params = params.iter().flat_map(|param| ["--param", param]);
         let args: Vec<&str> = ["mandate", "add", goal].into_iter().chain(params).collect();
         self.json(&args)["id"].as_str().expect("an id is a text").to_owned()
+    }
+
+    /// What the running daemon has recorded of that kind, oldest first: the details.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn events(&self, kind: &str) -> Result<Vec<Value>> {
+        let mut stream = UnixStream::connect(self.file("run/kairos.sock"))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let request = "GET /v1/events?limit=10000 HTTP/1.1\r\nhost: kairos\r\nconnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (_, body) = answer.split_once("\r\n\r\n").context("no answer")?;
+        let mut body: Value = serde_json::from_str(body)?;
+        let events = body["events"].as_array_mut().context("no events")?;
+        Ok(events
+            .iter_mut()
+            .filter(|event| event["kind"] == kind)
+            .map(|event| event["details"].take())
+            .collect())
     }
 
     /// Waits until a mandate is in one of the states.

@@ -121,5 +121,9 @@ fn changes_that_no_minor_version_may_make_are_refused_in_three_lines() {
         let text = error.to_string();
         assert_eq!(text.lines().count(), 3, "{name}: {text}");
         assert!(text.contains("plugin-api 1.0.0") && text.contains(word), "{name}: {text}");
+        // Neither does a newer host take them for older ones.
+        let (path, file) = kept(name, root.path());
+        let newer = library::root_of::<mutant_newer::abi::RunnerModRef>(&path, &file.manifest, "1.1.0");
+        assert_eq!(newer.err().map(|error| error.code()), Some("layout_mismatch"), "{name}");
     }
 }

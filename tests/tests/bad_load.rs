@@ -106,7 +106,7 @@ fn an_untrusted_file_is_never_run_unconfined() {
         let launcher = launcher(root.path(), WorkerFactory::new(kairos()).unwrap()).trusting(policy.clone());
         let error = Runners::load(vec![config], launcher).current("bad").unwrap_err();
         assert_eq!(error.code(), "untrusted", "{error}");
-        assert!(error.to_string().contains("isolation: sandbox"), "{error}");
+        assert!(error.remedy().contains("isolation: sandbox"), "{error}");
     }
     // The same bytes beside the executable are trusted.
     let config = RunnerConfig { isolation: Some(Isolation::Process), ..RunnerConfig::new("good", "stub") };

@@ -96,10 +96,10 @@ fn what_is_no_regular_file_is_refused_at_once() {
     assert_eq!(code("missing"), "not_found");
     assert_eq!(code("./missing.so"), "not_found");
     fs::create_dir(root.path().join("dir.so")).unwrap();
-    assert_eq!(code("./dir.so"), "not_a_file");
+    assert_eq!(code("./dir.so"), "is_a_directory");
     let (dir, kind) = (rustix::fs::CWD, rustix::fs::FileType::Fifo);
     rustix::fs::mknodat(dir, root.path().join("fifo.so"), kind, 0o600.into(), 0).unwrap();
-    assert_eq!(code("./fifo.so"), "not_a_file");
+    assert_eq!(code("./fifo.so"), "is_a_fifo");
     let _socket = std::os::unix::net::UnixListener::bind(root.path().join("socket.so")).unwrap();
     assert_eq!(code("./socket.so"), "not_a_file");
     assert_eq!(code("/dev/null"), "not_a_file");

@@ -51,7 +51,7 @@ fn tables_that_cannot_be_used_have_their_own_codes() {
         (&["SIZE=4000000000u"], "bad_table", "its size is 4000000000"),
         (&["NO_RUN"], "bad_table", "run_cycle is NULL"),
         (&["MISALIGNED"], "bad_table", "not aligned"),
-        (&["OTHER_MANIFEST"], "bad_manifest", "something else than the section"),
+        (&["OTHER_MANIFEST"], "manifest_lies", "something else than the section"),
         (&["NO_MANIFEST"], "bad_manifest", "bytes at NULL"),
     ] {
         let error = load(faults).err().unwrap_or_else(|| panic!("{faults:?} was taken"));

@@ -11,6 +11,7 @@ use std::sync::{Arc, Barrier};
 
 use kairos_host::runner::manifest::PluginFile;
 use kairos_host::runner::{PluginStore, RunnerBackend, RunnerError, map};
+use kairos_plugin_api::abi::API_VERSION;
 use kairos_plugin_api::adapter::Setup;
 use kairos_plugin_api::testing::FakeHost;
 use kairos_plugin_api::{Mandate, Status, code};
@@ -32,6 +33,14 @@ fn files(made: &Path) -> BTreeMap<String, PathBuf> {
     paths.map(|path| (path.file_stem().unwrap().to_str().unwrap().to_owned(), path)).collect()
 }
 
+/// The golden runners that a host of that version of the plugin API must take: of every compiler,
+/// and one built from the source of each minor that was released before it.
+fn demanded(api: &str) -> Vec<String> {
+    let minor: u32 = api.split('.').nth(1).and_then(|minor| minor.parse().ok()).unwrap();
+    let released = (0..minor).map(|minor| format!("api-1.{minor}"));
+    ALL.into_iter().map(str::to_owned).chain(released).collect()
+}
+
 struct Golden {
     name: String,
     rustc: String,
@@ -41,7 +50,8 @@ struct Golden {
 /// All of them, mapped into this process.
 fn load(root: &Path) -> Vec<Golden> {
     let files = files(root);
-    let absent: Vec<&str> = ALL.into_iter().filter(|name| !files.contains_key(*name)).collect();
+    let absent: Vec<String> =
+        demanded(API_VERSION).into_iter().filter(|name| !files.contains_key(name)).collect();
     if std::env::var_os("KAIROS_GOLDEN").is_some_and(|demand| demand == "all") {
         assert!(absent.is_empty(), "golden runners are demanded and absent: {absent:?}");
     }
@@ -133,4 +143,10 @@ fn the_other_compiler_is_another_one() {
     assert!(current.starts_with("rustc "), "{current}");
     assert_ne!(other.as_ref(), Some(&current));
     assert_eq!(rustc("gcc").unwrap(), "", "C has no rustc");
+}
+
+#[test]
+fn a_later_minor_is_not_released_without_the_golden_runners_of_those_before_it() {
+    assert_eq!(demanded("1.0.0"), ALL);
+    assert_eq!(demanded("1.2.5")[ALL.len()..], ["api-1.0", "api-1.1"]);
 }

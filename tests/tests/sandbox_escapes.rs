@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use kairos_host::sys::sandbox::{Level, Reached, layer};
+use kairos_tests::hostile::without;
 use kairos_tests::{Ran, kairos, plugin};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -66,6 +67,8 @@ enum User {
 struct World {
     dir: TempDir,
     user: User,
+    /// What everything on it runs without, in the words of `fixtures/without.c`.
+    lacks: Option<&'static str>,
 }
 
 impl World {
@@ -77,7 +80,7 @@ impl World {
             return None;
         }
         let dir = tempfile::tempdir().unwrap();
-        let world = Self { dir, user };
+        let world = Self { dir, user, lacks: None };
         open_to_all(world.dir.path());
         fs::create_dir(world.at("bin")).unwrap();
         install(&kairos(), &world.at("bin/kairos"));
@@ -106,12 +109,29 @@ impl World {
         Some(world)
     }
 
+    /// The same on a machine that lacks this; none where that cannot be played.
+    fn lacking(mut self, what: &'static str) -> Option<Self> {
+        let program = without(&self.at("bin"));
+        open_to_all(&program);
+        self.lacks = Some(what);
+        let plays = Command::new(program).args([what, "--", "/bin/true"]).status().unwrap().success();
+        assert!(plays || what.starts_with("landlock="), "{what}");
+        plays.then_some(self)
+    }
+
     fn at(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
     fn kairos(&self, args: &[&str]) -> Ran {
-        let mut command = Command::new(self.at("bin/kairos"));
+        let mut command = match self.lacks {
+            None => Command::new(self.at("bin/kairos")),
+            Some(what) => {
+                let mut command = Command::new(self.at("bin/without"));
+                command.args([what, "--"]).arg(self.at("bin/kairos"));
+                command
+            }
+        };
         command.args(args).env_clear().current_dir(self.at("root")).stdin(Stdio::null());
         if self.user == User::Ordinary && rustix::process::geteuid().is_root() {
             command.uid(NOBODY).gid(NOBODY);
@@ -232,11 +252,12 @@ fn guard(attempt: &str) -> &'static str {
     }
 }
 
-fn every_escape_fails(user: User) {
-    let Some(world) = World::new(user, "sandbox") else { return };
+fn every_escape_fails(world: &World) {
     let reached = world.reached();
-    println!("{user:?}: sandbox {reached}");
-    if std::env::var("KAIROS_SANDBOX").is_ok_and(|demanded| demanded == "full") {
+    println!("{:?}: sandbox {reached}", world.user);
+    if world.lacks.is_some() {
+        assert!(reached.level < Level::Full, "{reached}");
+    } else if std::env::var("KAIROS_SANDBOX").is_ok_and(|demanded| demanded == "full") {
         assert_eq!(reached.level, Level::Full, "{reached}");
     }
     if reached.level == Level::None {
@@ -246,7 +267,7 @@ fn every_escape_fails(user: User) {
         assert!(!world.at("root/out/report.json").exists(), "{}", ran.stderr);
         return;
     }
-    let aims = Aims::new(&world);
+    let aims = Aims::new(world);
     let rows = world.attempts(&aims, true);
     assert!(rows.len() > 60, "only {} attempts", rows.len());
     let (mut faults, mut unguarded) = (Vec::new(), Vec::new());
@@ -271,12 +292,23 @@ fn every_escape_fails(user: User) {
 
 #[test]
 fn every_escape_from_a_sandbox_fails_as_root() {
-    every_escape_fails(User::Root);
+    World::new(User::Root, "sandbox").iter().for_each(every_escape_fails);
 }
 
 #[test]
 fn every_escape_from_a_sandbox_fails_as_an_ordinary_user() {
-    every_escape_fails(User::Ordinary);
+    World::new(User::Ordinary, "sandbox").iter().for_each(every_escape_fails);
+}
+
+/// What a machine lacks opens what the missing layer guards, and nothing else: the rest still holds.
+#[test]
+fn nothing_escapes_from_a_lesser_sandbox_but_through_a_layer_that_is_named_missing() {
+    for user in [User::Root, User::Ordinary] {
+        for what in ["landlock=1", "landlock=3", "userns", "namespaces", "mdwe"] {
+            let world = World::new(user, "sandbox").and_then(|world| world.lacking(what));
+            world.iter().for_each(every_escape_fails);
+        }
+    }
 }
 
 #[test]

@@ -465,6 +465,8 @@ impl Source for Office {
                     "sandbox_missing": slot.and_then(|slot| slot.sandbox.as_ref()).map(missing),
                     "code": error.map(|error| error.code).or(unfit.map(|_| "not_ready")),
                     "reason": error.map(|error| &error.message).or(unfit),
+                    "remedy": error.map(|error| &error.remedy),
+                    "looked": error.map(|error| &error.looked),
                 })
             })
             .collect()

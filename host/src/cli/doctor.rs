@@ -229,17 +229,16 @@ fn schedules_yml(checked: &Checked) -> Check {
 fn plugins(checked: &Checked, search: &SearchPath) -> Vec<Check> {
     let Some(daemon) = &checked.daemon else { return Vec::new() };
     let one = |(name, runner): (&String, &crate::config::RunnerConfig)| {
-        let looked = match search.find(&runner.plugin) {
+        let error = match search.find(&runner.plugin) {
             Ok(file) => return ok("plugin", format!("runner `{name}` is {}", file.display())),
-            Err(_) => search.candidates(&runner.plugin),
+            Err(error) => error,
         };
-        let looked: Vec<String> = looked.iter().map(|path| path.display().to_string()).collect();
         let message = format!("runner `{name}` needs the plugin {}, which is not there", runner.plugin);
         // A runner that nothing uses harms nobody.
         let used = *name == daemon.default_runner
             || checked.schedules.schedules.iter().any(|spec| spec.policy.runner.as_deref() == Some(name));
         let verdict = if used { Verdict::Fail } else { Verdict::Warn };
-        bad("plugin", verdict, message, format!("put it at one of: {}", looked.join(", ")))
+        bad("plugin", verdict, message, error.remedy())
     };
     daemon.runners.iter().map(one).collect()
 }
@@ -268,8 +267,10 @@ fn trust(world: &World<'_>) -> Check {
         Err(error) => bad(
             "trust",
             Verdict::Fail,
-            error.to_string(),
-            "until it is mended, plugins from elsewhere than beside the executable are not trusted",
+            format!(
+                "{error}; until it is mended, only plugins beside the executable or the system's are trusted"
+            ),
+            error.remedy(),
         ),
     }
 }

@@ -196,13 +196,18 @@ pub async fn stop(context: &Context) -> anyhow::Result<()> {
 pub async fn plugins(context: &Context) -> anyhow::Result<()> {
     let answer = context.client().await?.get("/v1/plugins").await?;
     emit(context.style, &answer["plugins"], |list| {
-        table(
+        let mut text = table(
             &["RUNNER", "PLUGIN", "VERSION", "ABI", "ISOLATION", "STATE", "GENERATION", "SWAP", "REASON"],
             &rows(
                 &swaps_in_a_word(list),
                 &["runner", "plugin", "version", "abi", "isolation", "state", "generation", "swap", "reason"],
             ),
-        )
+        );
+        for row in list.as_array().into_iter().flatten().filter(|row| row["remedy"].is_string()) {
+            text =
+                format!("{}\nremedy for {}: {}", text.trim_end(), cell(&row["runner"]), cell(&row["remedy"]));
+        }
+        text
     })
 }
 

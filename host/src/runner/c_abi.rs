@@ -51,7 +51,7 @@ impl CAbi {
     /// runner logs outside of cycles.
     ///
     /// # Errors
-    /// `wrong_major`, `not_a_runner`, `bad_table`, `bad_manifest`, `load_failed`, `setup_refused`.
+    /// `wrong_major`, `not_a_runner`, `bad_table`, `bad_manifest`, `manifest_lies`, `load_failed`, `setup_refused`.
     pub fn load(
         path: &Path,
         sha256: &str,
@@ -91,13 +91,7 @@ impl CAbi {
             answer_of(&table, std::ptr::null_mut(), call)
                 .map_err(|fault| refused(fault.into_call("its constructor")))?;
         }
-        let identity = RunnerIdentity {
-            name: manifest.name.clone(),
-            version: manifest.version.clone(),
-            abi: "c".to_owned(),
-            generation: sha256.to_owned(),
-            phases: manifest.phases,
-        };
+        let identity = RunnerIdentity::of(manifest, sha256);
         Ok(Self { identity, table, runner, _home: home })
     }
 
@@ -223,7 +217,7 @@ fn table_of(entry: Entry, manifest: &Manifest) -> Result<PluginV1, LoadError> {
     let said: Manifest = serde_json::from_slice(said)
         .map_err(|error| LoadError::BadManifest(format!("that of the table: {error}")))?;
     if said != *manifest {
-        return Err(LoadError::BadManifest("the table says something else than the section".to_owned()));
+        return Err(LoadError::ManifestLies);
     }
     Ok(table)
 }

@@ -2,7 +2,7 @@
 //! into this process: a worker loads it and may die of it.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -51,6 +51,9 @@ pub struct CheckReport {
     pub errors: Vec<CheckError>,
 }
 
+/// Most lines of a message that a terminal is shown.
+const MESSAGE_LINES: usize = 3;
+
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct CheckError {
@@ -58,6 +61,29 @@ pub struct CheckError {
     pub code: &'static str,
     /// For people; up to three lines.
     pub message: String,
+    /// What to do about it, in one line.
+    pub remedy: String,
+    /// Every place that was looked at, when nothing was found.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub looked: Vec<PathBuf>,
+}
+
+impl From<LoadError> for CheckError {
+    fn from(error: LoadError) -> Self {
+        Self {
+            code: error.code(),
+            message: error.to_string(),
+            remedy: error.remedy().into_owned(),
+            looked: error.looked().to_vec(),
+        }
+    }
+}
+
+impl From<LoadError> for CheckReport {
+    /// Of what is not even there.
+    fn from(error: LoadError) -> Self {
+        Self { errors: vec![error.into()], ..Self::default() }
+    }
 }
 
 /// Checks a file with the rules and the workers of `launcher`, which keeps a copy of it.
@@ -72,7 +98,9 @@ pub fn check(path: &Path, launcher: &Launcher) -> CheckReport {
             report.notes.push(format!("without params it {error}"));
         }
         Err(error) => {
-            report.errors.push(CheckError { code: error.code(), message: error.to_string() });
+            report.sandbox =
+                report.sandbox.or_else(|| error.sandbox().map(|reached| reached.level.to_string()));
+            report.errors.push(error.into());
         }
     }
     report
@@ -95,7 +123,8 @@ fn inspect(path: &Path, launcher: &Launcher, report: &mut CheckReport) -> Result
     report.trusted = trust.holds();
     report.trust = Some(trust.to_string());
     let config = RunnerConfig::new(&manifest.name, path.display().to_string());
-    report.isolation = launcher.isolation_for(&config, &plugin).ok().map(|isolation| isolation.to_string());
+    // A file that may run nowhere is not tried either.
+    report.isolation = Some(launcher.isolation_for(&config, &plugin)?.to_string());
     report.tried = Some(launcher.trial_isolation().to_string());
     if manifest.capabilities.iter().any(|wanted| wanted == "propose") {
         let note = "wants propose, but this version has no approvals: its proposals are answered unsupported";
@@ -142,11 +171,25 @@ impl CheckReport {
         let level = self.sandbox.as_ref().map(|level| format!(" {level}")).unwrap_or_default();
         let tried = self.tried.as_ref().map(|tried| format!(", tried in a worker ({tried}{level})"));
         line("loads", &format!("{}{}", if self.loads { "yes" } else { "no" }, tried.unwrap_or_default()));
-        for note in &self.notes {
+        // What is worth knowing of a file that loads says nothing of one that does not.
+        for note in self.notes.iter().filter(|_| self.loads) {
             line("note", &note.replace('\n', " "));
         }
         for error in &self.errors {
-            line("error", &format!("{}: {}", error.code, error.message.replace('\n', "\n         ")));
+            let lines: Vec<&str> = error.message.lines().take(MESSAGE_LINES).collect();
+            line("error", &format!("{}: {}", error.code, lines.join("\n         ")));
+            line("remedy", &error.remedy);
+        }
+        text
+    }
+
+    /// As [`Self::human`], with every place that was looked at.
+    #[must_use]
+    pub fn verbose(&self) -> String {
+        let mut text = self.human();
+        for path in self.errors.iter().flat_map(|error| &error.looked) {
+            // Writing to a text cannot fail.
+            let _ = writeln!(text, "looked   {}", path.display());
         }
         text
     }

@@ -19,7 +19,7 @@ pub fn elf(bytes: &[u8]) -> bool {
             true
         }
         Err(error) => {
-            let known = ["not_elf", "wrong_arch", "truncated", "no_manifest", "bad_manifest"];
+            let known = ["not_elf", "wrong_arch", "truncated", "damaged", "no_manifest", "bad_manifest"];
             assert!(known.contains(&error.code()), "{}", error.code());
             assert!(error.to_string().len() < 2000, "a long message");
             false

@@ -121,7 +121,8 @@ impl Launcher {
     /// worker, and in a confined one if nothing speaks for the file.
     ///
     /// # Errors
-    /// `untrusted`: the file may not run where the operator said. `isolation_unavailable`.
+    /// `untrusted`, or a code that says what is wrong with its signature: the file may not run where
+    /// the operator said, or nowhere. `isolation_unavailable`.
     pub fn isolation_for(&self, config: &RunnerConfig, plugin: &PluginFile) -> Result<Isolation, LoadError> {
         let isolation = decide(config, &self.trust(plugin), self.workers.is_some())?;
         if isolation == Isolation::InProcess || self.workers.is_some() {
@@ -230,7 +231,7 @@ impl Launcher {
             RunnerError::Died(death) => LoadError::Crashed(death.to_string()),
             other => LoadError::ProbeFailed(other.to_string()),
         })?;
-        Ok(worker.sandbox().cloned())
+        Ok(worker.sandbox())
     }
 
     fn launch_worker(
@@ -266,6 +267,12 @@ impl Launcher {
 /// # Errors
 /// `untrusted`.
 pub fn decide(config: &RunnerConfig, trust: &Trust, workers: bool) -> Result<Isolation, LoadError> {
+    if let Trust::Untrusted { why } = trust
+        && why.is_tampering()
+    {
+        let isolation = config.isolation.unwrap_or(Isolation::Sandbox);
+        return Err(LoadError::Untrusted { plugin: config.plugin.clone(), isolation, why: why.clone() });
+    }
     match (config.isolation, trust) {
         (Some(Isolation::Sandbox), _) | (None, Trust::Untrusted { .. }) => Ok(Isolation::Sandbox),
         (Some(asked), Trust::Untrusted { why }) => {
@@ -306,11 +313,12 @@ fn setup(config: &RunnerConfig) -> Setup {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runner::trust::Doubt;
 
     #[test]
     fn isolation_follows_the_operator_as_far_as_the_file_is_trusted() {
         use Isolation::{InProcess, Process, Sandbox};
-        let untrusted = Trust::Untrusted { why: "nobody knows it".to_owned() };
+        let untrusted = Trust::Untrusted { why: Doubt::Unknown };
         let outcome = |isolation, trust: &Trust, workers| {
             let config = RunnerConfig { isolation, ..RunnerConfig::new("r", "./r.so") };
             decide(&config, trust, workers).map_err(|error| error.code())
@@ -327,7 +335,14 @@ mod tests {
         }
         assert_eq!(outcome(None, &Trust::Embedder, false), Ok(InProcess));
         let config = RunnerConfig { isolation: Some(Process), ..RunnerConfig::new("r", "./r.so") };
-        let error = decide(&config, &untrusted, true).map_err(|error| error.to_string());
+        let error = decide(&config, &untrusted, true).map_err(|error| error.told());
         assert!(error.is_err_and(|text| text.contains("kairos plugin trust")));
+        // Somebody changed it: not even confined.
+        let changed = Trust::Untrusted { why: Doubt::Changed { of: Some("team".to_owned()) } };
+        for isolation in [None, Some(InProcess), Some(Process), Some(Sandbox)] {
+            assert_eq!(outcome(isolation, &changed, true), Err("signature_mismatch"), "{isolation:?}");
+        }
+        let other = Trust::Untrusted { why: Doubt::Changed { of: None } };
+        assert_eq!(outcome(None, &other, true), Ok(Sandbox));
     }
 }

@@ -95,7 +95,7 @@ pub fn load(path: &Path, manifest: &Manifest) -> Result<RunnerModRef, LoadError>
     let said = module.manifest()();
     let said: Option<Manifest> = serde_json::from_slice(said.as_slice()).ok();
     if said.as_ref() != Some(manifest) {
-        return Err(LoadError::BadManifest("the code says something else than the section".to_owned()));
+        return Err(LoadError::ManifestLies);
     }
     Ok(module)
 }
@@ -150,7 +150,7 @@ unsafe fn symbol<T: Copy>(path: &Path, name: &str) -> Result<T, LoadError> {
     // SAFETY: opening runs the library's constructors, which nobody can vouch for; the operator
     // chose to trust this file in this process. Its file never changes while it is mapped.
     let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE) };
-    let library = library.map_err(|error| LoadError::LoadFailed(reason(&error)))?;
+    let library = library.map_err(|error| LoadError::LoadFailed(reason(&error, path)))?;
     let size = path.metadata().map_or(0, |meta| meta.len());
     LEAKED.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned(), size);
     // SAFETY: the caller's word.
@@ -227,9 +227,11 @@ fn first_lines(text: &str) -> String {
     text.lines().filter(|line| !line.trim().is_empty()).take(3).map(first_line).collect::<Vec<_>>().join("\n")
 }
 
-/// libloading says only "dlopen failed"; the loader's own words are its source.
-fn reason(error: &libloading::Error) -> String {
-    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
+/// libloading says only "dlopen failed"; the loader's own words are its source. They begin with the
+/// kept copy's path, which nobody wrote.
+fn reason(error: &libloading::Error, path: &Path) -> String {
+    let said = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
+    said.strip_prefix(&format!("{}: ", path.display())).map_or(said.clone(), ToOwned::to_owned)
 }
 
 fn version(text: &str) -> Result<(u64, u64, u64), LoadError> {

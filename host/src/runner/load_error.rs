@@ -1,17 +1,23 @@
-//! Why a file is no runner, or not one that can be had now: one kind and one stable code each.
+//! Why a file is no runner, or not one that can be had now: one kind and one stable code each, and
+//! what to do about it. The message says what is wrong, the remedy is told beside it.
 
-use std::path::PathBuf;
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kairos_plugin_api::CallError;
 
 use super::Isolation;
+use super::remedies;
+use super::trust::Doubt;
+use crate::sys::sandbox::{Level, Reached};
 
 /// Why a runner is unavailable. Cheap to clone, since it is shown wherever a mandate waits for it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LoadError {
     /// No such file, or a plugin name that leads to none.
-    #[error("no plugin {plugin:?}; looked at {}", list(looked))]
+    #[error("{}", nowhere(plugin))]
     NotFound {
         /// What was asked for.
         plugin: String,
@@ -33,13 +39,13 @@ pub enum LoadError {
         path: PathBuf,
     },
     /// The daemon's user may not read it.
-    #[error("{} may not be read by this user; `chmod a+r` it", path.display())]
+    #[error("{} may not be read by this user", path.display())]
     NoPermission {
         /// Which.
         path: PathBuf,
     },
     /// Somebody wrote to it while it was read.
-    #[error("{} changed while it was read; put it there under another name and rename it", path.display())]
+    #[error("{} changed while it was read", path.display())]
     Changed {
         /// Which.
         path: PathBuf,
@@ -77,18 +83,22 @@ pub enum LoadError {
     #[error("made for another machine: {0}")]
     WrongArch(String),
     /// It ends before its own headers say.
-    #[error("truncated or damaged: {0}")]
+    #[error("it is a piece of a file: {0}")]
     Truncated(String),
+    /// Its headers contradict themselves.
+    #[error("its headers are damaged: {0}")]
+    Damaged(String),
     /// No section with a manifest: not a Kairos plugin.
     #[error("no manifest: not a Kairos plugin, or one that was not built with export_runner!")]
     NoManifest,
-    /// The manifest cannot be read, or the code says something else than the section.
+    /// The manifest cannot be read or be believed.
     #[error("bad manifest: {0}")]
     BadManifest(String),
+    /// The manifest in the section is another one than that of the code.
+    #[error("its manifest lies: the code says something else than the section")]
+    ManifestLies,
     /// Built for another major version of the plugin API.
-    #[error(
-        "built for plugin-api {found}; this host takes {host}: build it with the matching kairos-plugin-api"
-    )]
+    #[error("built for plugin-api {found}; this host takes {host}")]
     WrongMajor {
         /// The plugin's.
         found: String,
@@ -105,7 +115,7 @@ pub enum LoadError {
     #[error("{0}")]
     LayoutMismatch(String),
     /// Built without a description of its types, so they cannot be checked.
-    #[error("carries no type layout; build it without unsafe_no_layout_constant")]
+    #[error("carries no type layout")]
     NoLayout,
     /// The system's loader refused it.
     #[error("cannot be loaded: {0}")]
@@ -114,7 +124,7 @@ pub enum LoadError {
     #[error("panicked while it was loaded")]
     PanicInLoad,
     /// A panic in it would end the daemon.
-    #[error("built with panic=abort, so it cannot run in the daemon's process; build it with panic=unwind")]
+    #[error("built with panic=abort, so it cannot run in the daemon's process")]
     PanicAbort,
     /// Its constructor panicked.
     #[error("panicked in its constructor: {0}")]
@@ -123,10 +133,10 @@ pub enum LoadError {
     #[error("refused its params: {0}")]
     SetupRefused(CallErrorText),
     /// Asked for an isolation that this build does not have.
-    #[error("isolation {0} is not available; use in_process, or leave the key out")]
+    #[error("isolation {0} is not available")]
     IsolationUnavailable(Isolation),
     /// A file that was granted to it cannot be had.
-    #[error("{0}; mend `grants` of the runner")]
+    #[error("a grant cannot be given: {0}")]
     BadGrant(String),
     /// Its process died while it was loaded: a constructor that crashes, mostly.
     #[error("crashed while it was loaded: {0}")]
@@ -145,17 +155,24 @@ pub enum LoadError {
         /// For people.
         message: String,
     },
-    /// It may not run where the operator wants it to.
-    #[error(
-        "{plugin} is not trusted ({why}), so it cannot run as {isolation}; look at that very file and `kairos plugin trust` it, or set `isolation: sandbox`"
-    )]
+    /// It may not run where the operator wants it to, or, when it was changed after a trusted key
+    /// had signed it, anywhere.
+    #[error("{plugin} is not trusted, so it cannot run as {isolation}: {why}")]
     Untrusted {
         /// The plugin, as configured.
         plugin: String,
         /// Where it was to run.
         isolation: Isolation,
-        /// What was looked for.
-        why: String,
+        /// What was found.
+        why: Doubt,
+    },
+    /// The machine confines it less than is demanded. None of its code ran.
+    #[error("its sandbox would be {reached}; {} is demanded", wanted.word())]
+    SandboxTooWeak {
+        /// What there is, with what is missing.
+        reached: Arc<Reached>,
+        /// What is demanded.
+        wanted: Level,
     },
     /// It was loaded and made, and then said that it could not work.
     #[error("its probe failed: {0}")]
@@ -185,12 +202,14 @@ impl From<CallError> for CallErrorText {
 }
 
 /// Codes that a worker can find; the words are those of [`LoadError::code`].
-const WORKER_CODES: [&str; 15] = [
+const WORKER_CODES: [&str; 17] = [
+    "bad_grant",
     "bad_manifest",
     "bad_table",
     "io",
     "layout_mismatch",
     "load_failed",
+    "manifest_lies",
     "no_layout",
     "no_manifest",
     "not_a_runner",
@@ -217,6 +236,8 @@ impl LoadError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::NotFound { .. } => "not_found",
+            Self::NotAFile { what: "a directory", .. } => "is_a_directory",
+            Self::NotAFile { what: "a fifo", .. } => "is_a_fifo",
             Self::NotAFile { .. } => "not_a_file",
             Self::SymlinkLoop { .. } => "symlink_loop",
             Self::NoPermission { .. } => "no_permission",
@@ -227,8 +248,10 @@ impl LoadError {
             Self::NotElf => "not_elf",
             Self::WrongArch(_) => "wrong_arch",
             Self::Truncated(_) => "truncated",
+            Self::Damaged(_) => "damaged",
             Self::NoManifest => "no_manifest",
             Self::BadManifest(_) => "bad_manifest",
+            Self::ManifestLies => "manifest_lies",
             Self::WrongMajor { .. } => "wrong_major",
             Self::NotARunner => "not_a_runner",
             Self::BadTable(_) => "bad_table",
@@ -244,15 +267,97 @@ impl LoadError {
             Self::NoWorker(_) => "no_worker",
             Self::InWorker { code, .. } => code,
             Self::IsolationUnavailable(_) => "isolation_unavailable",
-            Self::Untrusted { .. } => "untrusted",
+            Self::Untrusted { why, .. } => why.code(),
+            Self::SandboxTooWeak { .. } => "sandbox_unavailable",
             Self::ProbeFailed(_) => "probe_failed",
             Self::BadGrant(_) => "bad_grant",
             Self::UnknownRunner(_) => "unknown_runner",
             Self::GenerationGone(_) => "generation_gone",
         }
     }
+
+    /// What to do about it, in one line.
+    #[must_use]
+    pub fn remedy(&self) -> Cow<'static, str> {
+        match self {
+            Self::NotFound { plugin, .. } if !plugin.contains('/') => Cow::Owned(format!(
+                "put {} into .kairos/plugins, or write its path, with a slash, as the runner's `plugin`",
+                file_name(plugin)
+            )),
+            Self::Untrusted { why, .. } => why.remedy(),
+            Self::SandboxTooWeak { reached, .. } if reached.level < Level::Partial => {
+                Cow::Borrowed(remedies::NO_SANDBOX)
+            }
+            other => Cow::Borrowed(remedies::of(other.code())),
+        }
+    }
+
+    /// Message and remedy in one line, for places that have no second one.
+    #[must_use]
+    pub fn told(&self) -> String {
+        format!("{self}; {}", self.remedy())
+    }
+
+    /// Every place that was looked at, when nothing was found; empty otherwise.
+    #[must_use]
+    pub fn looked(&self) -> &[PathBuf] {
+        match self {
+            Self::NotFound { looked, .. } => looked,
+            _ => &[],
+        }
+    }
+
+    /// How far the machine would have confined it, when that was too little.
+    #[must_use]
+    pub fn sandbox(&self) -> Option<&Reached> {
+        match self {
+            Self::SandboxTooWeak { reached, .. } => Some(reached),
+            _ => None,
+        }
+    }
 }
 
-fn list(paths: &[PathBuf]) -> String {
-    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+/// The file that a plugin's name means: `a-b` is `liba_b.so`.
+pub(super) fn file_name(plugin: &str) -> String {
+    format!("lib{}.so", plugin.replace('-', "_"))
+}
+
+/// Short, since it is told wherever a mandate waits; the places are in [`LoadError::looked`].
+fn nowhere(plugin: &str) -> String {
+    if plugin.contains('/') {
+        return format!("there is no file {}", Path::new(plugin).display());
+    }
+    let file = file_name(plugin);
+    format!(
+        "no plugin {plugin:?}: {file} is neither beside kairos nor in .kairos/plugins, nor where the user or the system keeps plugins"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_worker_found_keeps_its_code_and_gets_its_remedy() {
+        for code in WORKER_CODES {
+            let error = LoadError::from_worker(code, "words".to_owned());
+            assert_eq!((error.code(), error.to_string().as_str()), (code, "words"));
+            assert_ne!(error.remedy(), remedies::of("no such code"), "{code}");
+        }
+        assert_eq!(LoadError::from_worker("made_up", String::new()).code(), "load_failed");
+    }
+
+    #[test]
+    fn a_machine_without_any_sandbox_is_told_another_remedy_than_one_that_has_a_lesser_one() {
+        let of = |level, wanted| {
+            let reached = Reached { level, layers: vec![] };
+            LoadError::SandboxTooWeak { reached: Arc::new(reached), wanted }.told()
+        };
+        assert!(of(Level::Partial, Level::Full).contains("`sandbox.require: partial`"));
+        let none = of(Level::None, Level::Partial);
+        assert!(
+            none.contains("partial is demanded") && none.contains("Landlock") && !none.contains("require"),
+            "{none}"
+        );
+    }
 }

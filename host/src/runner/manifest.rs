@@ -56,7 +56,7 @@ impl PluginFile {
 /// Reads a regular file of at most [`MAX_SIZE`] bytes; anything else is refused at once.
 ///
 /// # Errors
-/// `not_found`, `no_permission`, `symlink_loop`, `not_a_file`, `empty`, `too_large`, `changed`, `io`.
+/// `not_found`, `no_permission`, `symlink_loop`, `is_a_directory`, `is_a_fifo`, `not_a_file`, `empty`, `too_large`, `changed`, `io`.
 pub fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
     read_while(path, || ())
 }
@@ -134,7 +134,7 @@ fn from_system(path: &Path, error: &std::io::Error) -> LoadError {
 /// The manifest of an ELF file whose headers and segments lie within it.
 ///
 /// # Errors
-/// `not_elf`, `wrong_arch`, `truncated`, `no_manifest`, `bad_manifest`.
+/// `not_elf`, `wrong_arch`, `truncated`, `damaged`, `no_manifest`, `bad_manifest`.
 pub fn manifest_of(bytes: &[u8]) -> Result<Manifest, LoadError> {
     let section = section_of(bytes)?;
     // In C a text ends with a zero.
@@ -172,7 +172,12 @@ fn check_claims(manifest: &Manifest) -> Result<(), String> {
 
 fn section_of(bytes: &[u8]) -> Result<&[u8], LoadError> {
     check_ident(bytes)?;
-    let cut = |error: object::read::Error| LoadError::Truncated(error.to_string());
+    let cut = |error: object::read::Error| match past_the_end(bytes) {
+        true => {
+            LoadError::Truncated(format!("a table of its headers lies past the end of the file ({error})"))
+        }
+        false => LoadError::Damaged(error.to_string()),
+    };
     let header = Header::parse(bytes).map_err(cut)?;
     let endian = header.endian().map_err(cut)?;
     if header.e_machine(endian) != HOST_MACHINE {
@@ -206,6 +211,17 @@ fn section_of(bytes: &[u8]) -> Result<&[u8], LoadError> {
         return Err(LoadError::BadManifest(format!("there are several sections {SECTION}")));
     }
     section.data(endian, bytes).map_err(cut)
+}
+
+/// True when the header, or a table that it tells of, is not whole within the file.
+fn past_the_end(bytes: &[u8]) -> bool {
+    let Ok(header) = Header::parse(bytes) else { return bytes.len() < size_of::<Header>() };
+    let Ok(endian) = header.endian() else { return false };
+    let end = |offset: u64, size: u16, count: u16| {
+        offset.checked_add(u64::from(size) * u64::from(count)).is_none_or(|end| end > bytes.len() as u64)
+    };
+    end(header.e_phoff(endian), header.e_phentsize(endian), header.e_phnum(endian))
+        || end(header.e_shoff(endian), header.e_shentsize(endian), header.e_shnum(endian))
 }
 
 #[cfg(target_arch = "x86_64")]

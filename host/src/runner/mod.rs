@@ -19,6 +19,7 @@ mod load_error;
 pub mod manifest;
 pub mod plugin_store;
 mod pool;
+mod remedies;
 mod rust_abi;
 mod search;
 mod slot;
@@ -29,6 +30,7 @@ pub mod worker;
 use std::any::Any;
 use std::sync::Arc;
 
+use kairos_plugin_api::manifest::Manifest;
 use kairos_plugin_api::{CallError, Mandate, Report, State};
 
 use crate::domain::handover::HandOver;
@@ -68,6 +70,19 @@ pub struct RunnerIdentity {
     pub phases: bool,
 }
 
+impl RunnerIdentity {
+    /// Of a plugin file.
+    pub(crate) fn of(manifest: &Manifest, sha256: &str) -> Self {
+        Self {
+            name: manifest.name.clone(),
+            version: manifest.version.clone(),
+            abi: manifest.abi.clone(),
+            generation: sha256.to_owned(),
+            phases: manifest.phases,
+        }
+    }
+}
+
 /// Why a cycle gave no report.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum RunnerError {
@@ -97,7 +112,7 @@ pub trait RunnerBackend: Send + Sync + 'static {
         Isolation::InProcess
     }
     /// How far the sandbox got, for one that is confined.
-    fn sandbox(&self) -> Option<&Reached> {
+    fn sandbox(&self) -> Option<Reached> {
         None
     }
     /// Runs one cycle to its end; blocks.

@@ -49,13 +49,7 @@ impl RustAbi {
             code::PANIC => LoadError::PanicInNew(error.message),
             _ => LoadError::SetupRefused(error.into()),
         })?;
-        let identity = RunnerIdentity {
-            name: manifest.name.clone(),
-            version: manifest.version.clone(),
-            abi: "rust".to_owned(),
-            generation: sha256.to_owned(),
-            phases: manifest.phases,
-        };
+        let identity = RunnerIdentity::of(manifest, sha256);
         Ok(Self { identity, module, setup, home, instance: Mutex::new(Arc::new(instance)) })
     }
 

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::load_error::LoadError;
+use super::load_error::{LoadError, file_name};
 
 /// Directories of the system where packages put plugins.
 const SYSTEM: [&str; 2] = ["/usr/local/lib/kairos/plugins", "/usr/lib/kairos/plugins"];
@@ -72,7 +72,7 @@ impl SearchPath {
         if plugin.contains('/') {
             return vec![self.root.join(plugin)];
         }
-        let file = format!("lib{}.so", plugin.replace('-', "_"));
+        let file = file_name(plugin);
         self.dirs().map(|dir| dir.join(&file)).collect()
     }
 
@@ -84,7 +84,12 @@ impl SearchPath {
         let looked = self.candidates(plugin);
         match looked.iter().find(|path| path.symlink_metadata().is_ok()) {
             Some(path) => Ok(path.clone()),
-            None => Err(LoadError::NotFound { plugin: plugin.to_owned(), looked }),
+            // A path is told as it was looked at, whatever directory the reader is in.
+            None => {
+                let path = looked.first().filter(|_| plugin.contains('/'));
+                let plugin = path.map_or_else(|| plugin.to_owned(), |path| path.display().to_string());
+                Err(LoadError::NotFound { plugin, looked })
+            }
         }
     }
 }
@@ -110,7 +115,13 @@ mod tests {
         assert_eq!(search.find("./bin/deps"), Ok(root.path().join("./bin/deps")));
         let error = search.find("missing").expect_err("there is none");
         assert_eq!(error.code(), "not_found");
-        assert!(error.to_string().contains("bin/libmissing.so"), "{error}");
+        // The places are for those who ask; the text is for everybody who waits.
+        assert!(error.looked().contains(&exe.join("libmissing.so")), "{:?}", error.looked());
+        assert!(error.to_string().len() < 160 && error.to_string().contains("libmissing.so"), "{error}");
+        assert!(error.remedy().contains("libmissing.so into .kairos/plugins"), "{}", error.remedy());
+        let path = search.find("./gone.so").expect_err("there is none");
+        assert!(path.to_string().contains("/./gone.so"), "{path}");
+        assert_eq!(path.looked().len(), 1);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! a runner, and no lock is held while one is called.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
@@ -33,7 +34,8 @@ pub struct RunnerStatus {
     pub isolation: Option<Isolation>,
     /// Why nobody does.
     pub error: Option<RunnerStatusError>,
-    /// How far whoever serves is confined; none outside of a sandbox.
+    /// How far whoever serves is confined, or would have been by a machine that can do less than is
+    /// demanded; none outside of a sandbox.
     pub sandbox: Option<Reached>,
     /// True while nothing may begin on it, for a moment: its state is being handed over.
     pub held: bool,
@@ -46,6 +48,22 @@ pub struct RunnerStatusError {
     pub code: &'static str,
     /// For people.
     pub message: String,
+    /// What to do about it.
+    pub remedy: String,
+    /// Every place that was looked at, when nothing was found.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub looked: Vec<PathBuf>,
+}
+
+impl From<&LoadError> for RunnerStatusError {
+    fn from(error: &LoadError) -> Self {
+        Self {
+            code: error.code(),
+            message: error.to_string(),
+            remedy: error.remedy().into_owned(),
+            looked: error.looked().to_vec(),
+        }
+    }
 }
 
 pub(super) struct Slot {
@@ -105,7 +123,7 @@ impl Runners {
                 continue;
             }
             let pool = Arc::new(Pool::new(&config.name));
-            let current = self.load_current(&config, &pool);
+            let current = self.load_current(&config, &pool, None);
             let name = config.name.clone();
             self.write().insert(name, Slot::new(Some(config), pool, current));
         }
@@ -181,16 +199,16 @@ impl Runners {
     /// # Errors
     /// Why it still cannot be had.
     pub fn retry(&self, name: &str) -> Result<Arc<Generation>, LoadError> {
-        let (config, pool) = {
+        let (config, pool, before) = {
             let slots = self.read();
             let slot = slots.get(name).ok_or_else(|| LoadError::UnknownRunner(name.to_owned()))?;
             match (&slot.current, &slot.config) {
                 (Ok(current), _) => return Ok(Arc::clone(current)),
                 (Err(error), None) => return Err(error.clone()),
-                (Err(_), Some(config)) => (config.clone(), Arc::clone(&slot.pool)),
+                (Err(error), Some(config)) => (config.clone(), Arc::clone(&slot.pool), error.clone()),
             }
         };
-        let current = self.load_current(&config, &pool);
+        let current = self.load_current(&config, &pool, Some(&before));
         if let Some(slot) = self.write().get_mut(name)
             && slot.config.as_ref() == Some(&config)
         {
@@ -207,27 +225,28 @@ impl Runners {
             plugin: slot.config.as_ref().map(|config| config.plugin.clone()),
             identity: slot.current.as_ref().ok().map(|current| current.identity().clone()),
             isolation: slot.current.as_ref().ok().map(|current| current.backend().isolation()),
-            error: slot
-                .current
-                .as_ref()
-                .err()
-                .map(|error| RunnerStatusError { code: error.code(), message: error.to_string() }),
-            sandbox: slot.current.as_ref().ok().and_then(|current| current.backend().sandbox().cloned()),
+            error: slot.current.as_ref().err().map(RunnerStatusError::from),
+            sandbox: sandbox_of(slot),
             held: slot.held,
         };
         self.read().iter().map(status).collect()
     }
 
-    /// Which runners are confined less than they could be, for people.
+    /// Runners that are not there, or confined less than they could be: each with why, for people.
     #[must_use]
-    pub fn degraded(&self) -> Vec<String> {
-        let slots = self.read();
-        let current = slots.iter().filter_map(|(name, slot)| Some((name, slot.current.as_ref().ok()?)));
-        current
-            .filter_map(|(name, generation)| Some((name, generation.backend().sandbox()?)))
-            .filter(|(_, reached)| reached.level < Level::Full)
-            .map(|(name, reached)| format!("the sandbox of runner {name} is {reached}"))
-            .collect()
+    pub fn degraded(&self) -> Vec<(String, String)> {
+        let why = |(name, slot): (&String, &Slot)| {
+            let text = match &slot.current {
+                Err(error) => format!("runner {name}: {}", error.told()),
+                Ok(current) => {
+                    let reached =
+                        current.backend().sandbox().filter(|reached| reached.level < Level::Full)?;
+                    format!("the sandbox of runner {name} is {reached}")
+                }
+            };
+            Some((name.clone(), text))
+        };
+        self.read().iter().filter_map(why).collect()
     }
 
     /// How long the flips of swaps held the slots.
@@ -242,7 +261,14 @@ impl Runners {
         library::leaked()
     }
 
-    fn load_current(&self, config: &RunnerConfig, pool: &Arc<Pool>) -> Result<Arc<Generation>, LoadError> {
+    /// Says how it went, unless it went as `before`: what waits for a runner has it tried again and
+    /// again, and that is no news.
+    fn load_current(
+        &self,
+        config: &RunnerConfig,
+        pool: &Arc<Pool>,
+        before: Option<&LoadError>,
+    ) -> Result<Arc<Generation>, LoadError> {
         let loaded = self.file_of(config).and_then(|plugin| self.load_file(config, pool, &plugin));
         match &loaded {
             Ok(generation) => {
@@ -251,9 +277,10 @@ impl Runners {
                     generation = %identity.generation, isolation = %generation.backend().isolation(),
                     "runner_loaded");
             }
+            Err(error) if before == Some(error) => {}
             Err(error) => {
                 tracing::warn!(runner = %config.name, plugin = %config.plugin, code = error.code(), %error,
-                    "runner_unavailable");
+                    remedy = %error.remedy(), "runner_unavailable");
             }
         }
         loaded.map(Arc::new)
@@ -275,5 +302,13 @@ impl Runners {
 
     pub(super) fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<String, Slot>> {
         self.slots.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// See [`RunnerStatus::sandbox`].
+fn sandbox_of(slot: &Slot) -> Option<Reached> {
+    match &slot.current {
+        Ok(current) => current.backend().sandbox(),
+        Err(error) => error.sandbox().cloned(),
     }
 }

@@ -8,13 +8,16 @@ use crate::boot::plugins;
 use crate::cli::Context;
 use crate::cli::output::emit;
 use crate::exit::{Failure, code};
-use crate::runner::check;
+use crate::runner::{CheckReport, check};
 
 /// What to look at.
 #[derive(Debug, Args)]
 pub struct CheckArgs {
     /// The file, or a plugin's name as `daemon.yml` has it
     pub file: PathBuf,
+    /// Also every place that was looked at, when nothing was found
+    #[arg(short, long)]
+    pub verbose: bool,
 }
 
 /// Runs the command.
@@ -22,13 +25,20 @@ pub struct CheckArgs {
 /// # Errors
 /// The file does not load: exit 1.
 pub async fn run(args: CheckArgs, context: &Context) -> anyhow::Result<()> {
-    let path = super::find(&args.file, context);
-    let dir = tempfile::tempdir()?;
-    let launcher = plugins::trial(context.paths().ok().as_ref(), &context.env, dir.path())?;
-    let report = tokio::task::spawn_blocking(move || check(&path, &launcher)).await?;
-    emit(context.style, &serde_json::to_value(&report)?, |_| report.human())?;
+    let report = match super::find(&args.file, context) {
+        Ok(path) => {
+            let dir = tempfile::tempdir()?;
+            let launcher = plugins::trial(context.paths().ok().as_ref(), &context.env, dir.path())?;
+            tokio::task::spawn_blocking(move || check(&path, &launcher)).await?
+        }
+        Err(error) => CheckReport::from(error),
+    };
+    let human = || if args.verbose { report.verbose() } else { report.human() };
+    emit(context.style, &serde_json::to_value(&report)?, |_| human())?;
     match report.errors.first() {
         None => Ok(()),
-        Some(error) => Err(Failure::new(code::FAILED, error.code, "the plugin does not load").into()),
+        Some(error) => Err(Failure::new(code::FAILED, error.code, "the plugin does not load")
+            .remedy(error.remedy.clone())
+            .into()),
     }
 }

@@ -15,6 +15,8 @@ use clap::Subcommand;
 use super::Context;
 use super::status;
 use crate::boot::plugins;
+use crate::exit::{Failure, code};
+use crate::runner::LoadError;
 
 /// Runner plugins.
 #[derive(Debug, Subcommand)]
@@ -62,11 +64,25 @@ pub async fn run(command: PluginCommand, context: &Context) -> anyhow::Result<()
 }
 
 /// A name without a slash that is no file here is looked up as the configuration's names are.
-fn find(file: &Path, context: &Context) -> PathBuf {
+fn find(file: &Path, context: &Context) -> Result<PathBuf, LoadError> {
     let here = context.cwd.join(file);
     let name = file.to_str().filter(|name| !name.contains('/') && here.symlink_metadata().is_err());
-    let found = name
-        .zip(context.paths().ok())
-        .and_then(|(name, paths)| plugins::search(&paths, &context.env).find(name).ok());
-    found.unwrap_or(here)
+    match name.zip(context.paths().ok()) {
+        Some((name, paths)) => {
+            plugins::search(&paths, &context.env).find(name).map_err(|error| match error {
+                LoadError::NotFound { plugin, mut looked } => {
+                    looked.insert(0, here);
+                    LoadError::NotFound { plugin, looked }
+                }
+                other => other,
+            })
+        }
+        None => Ok(here),
+    }
+}
+
+/// What is there instead of a plugin, for a command that needs one.
+fn no_plugin(error: LoadError) -> Failure {
+    let exit = if matches!(error, LoadError::NotFound { .. }) { code::NOT_FOUND } else { code::FAILED };
+    Failure::new(exit, error.code(), error.to_string()).remedy(error.remedy())
 }

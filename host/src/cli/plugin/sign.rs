@@ -68,8 +68,7 @@ pub fn keygen(args: &KeygenArgs, context: &Context) -> anyhow::Result<()> {
 pub fn sign(args: &SignArgs, context: &Context) -> anyhow::Result<()> {
     let file = context.cwd.join(&args.file);
     let key = read_secret(&context.cwd.join(&args.key))?;
-    let plugin = PluginFile::open(&file)
-        .map_err(|error| Failure::new(code::FAILED, error.code(), error.to_string()))?;
+    let plugin = PluginFile::open(&file).map_err(super::no_plugin)?;
     let beside = keys::signature_file(&file);
     files::replace(&beside, keys::sign(&key, &plugin.bytes).as_bytes(), files::SHARED)?;
     let public = keys::public_text(&key.verifying_key());

@@ -6,7 +6,7 @@ use clap::Args;
 use hyper::Method;
 use serde_json::{Value, json};
 
-use super::find;
+use super::{find, no_plugin};
 use crate::cli::Context;
 use crate::cli::client::{Client, segment};
 use crate::cli::output::{cell, emit, rows, say, table};
@@ -53,7 +53,7 @@ pub struct HistoryArgs {
 /// No daemon: exit 7; another swap is under way: exit 5; the candidate is refused: exit 1.
 pub async fn swap(args: SwapArgs, context: &Context) -> anyhow::Result<()> {
     let client = context.daemon().await?;
-    let file = find(&args.file, context);
+    let file = find(&args.file, context).map_err(no_plugin)?;
     let body = json!({"file": std::path::absolute(&file)?, "cold": args.cold});
     let path = format!("/v1/plugins/{}/swap", segment(&args.runner));
     let begun = client.call(Method::POST, &path, Some(&body)).await?;

@@ -60,7 +60,7 @@ impl From<Apart> for Isolation {
 /// A bad scenario: exit 2. A plugin that does not load, or something that differs: exit 1.
 pub fn run(args: &TestArgs, context: &Context) -> anyhow::Result<()> {
     let scenarios = read_all(&args.scenarios, context)?;
-    let path = find(&args.file, context);
+    let path = find(&args.file, context).map_err(not_loaded)?;
     let dir = tempfile::tempdir()?;
     let search = SearchPath::new(dir.path(), None, None);
     // Whoever tests a plugin says how far apart it runs; whether it is trusted is for daemons.
@@ -75,7 +75,7 @@ pub fn run(args: &TestArgs, context: &Context) -> anyhow::Result<()> {
         };
         let backend = launcher.launch(&config, &plugin)?;
         if let Some(sandbox) = backend.sandbox() {
-            let _ = reached.set(sandbox.clone());
+            let _ = reached.set(sandbox);
         }
         Ok(backend)
     };
@@ -124,5 +124,5 @@ fn read_all(paths: &[PathBuf], context: &Context) -> anyhow::Result<Vec<scenario
 
 fn not_loaded(error: LoadError) -> Failure {
     Failure::new(code::FAILED, error.code(), format!("the plugin does not load: {error}"))
-        .remedy("`kairos plugin check` says what it is")
+        .remedy(error.remedy())
 }

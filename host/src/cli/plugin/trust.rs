@@ -46,7 +46,7 @@ pub fn run(args: TrustArgs, context: &Context) -> anyhow::Result<()> {
     let path = context.paths()?.trust_json;
     let TrustArgs { file, note, remove, key, name, list: _ } = args;
     if let Some(file) = file {
-        return add_plugin(&super::find(&file, context), note, &path, context);
+        return add_plugin(&super::find(&file, context).map_err(super::no_plugin)?, note, &path, context);
     }
     if let Some((key, name)) = key.zip(name) {
         return add_key(&key, name, &path, context);
@@ -58,8 +58,7 @@ pub fn run(args: TrustArgs, context: &Context) -> anyhow::Result<()> {
 }
 
 fn add_plugin(file: &Path, note: Option<String>, path: &Path, context: &Context) -> anyhow::Result<()> {
-    let plugin = PluginFile::open(file)
-        .map_err(|error| Failure::new(code::FAILED, error.code(), error.to_string()))?;
+    let plugin = PluginFile::open(file).map_err(super::no_plugin)?;
     let entry = TrustedPlugin {
         sha256: plugin.sha256.clone(),
         name: plugin.manifest.name.clone(),
@@ -126,9 +125,7 @@ fn take(what: &str, path: &Path, context: &Context) -> anyhow::Result<()> {
     let sha256 = if is_sha256(what) {
         what.to_ascii_lowercase()
     } else if file.is_file() {
-        PluginFile::open(&file)
-            .map_err(|error| Failure::new(code::FAILED, error.code(), error.to_string()))?
-            .sha256
+        PluginFile::open(&file).map_err(super::no_plugin)?.sha256
     } else {
         String::new()
     };
@@ -179,10 +176,5 @@ fn show(path: &Path, context: &Context) -> anyhow::Result<()> {
 
 /// A list that cannot be used is for a person to look at.
 fn bad_list(error: ListError) -> Failure {
-    let word = match &error {
-        ListError::File(_) => "io",
-        ListError::Garbage { .. } => "bad_trust_list",
-        ListError::OpenToOthers { .. } => "trust_list_open",
-    };
-    Failure::new(code::FAILED, word, error.to_string())
+    Failure::new(code::FAILED, error.code(), error.to_string()).remedy(error.remedy())
 }

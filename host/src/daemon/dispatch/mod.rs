@@ -17,6 +17,7 @@ mod cycle;
 mod deaths;
 mod host_calls;
 pub mod ports;
+mod sandboxes;
 mod slots;
 mod waits;
 
@@ -180,6 +181,8 @@ impl Dispatch {
         table.accepting = true;
         table.wanted = true;
         table.backlog.extend(recovered);
+        drop(table);
+        self.0.note_sandboxes();
     }
 
     /// Looks for work if something changed since the last look: a hold is over, a mandate became
@@ -260,6 +263,7 @@ impl Dispatch {
     pub fn runners_changed(&self) {
         self.0.read_offers();
         self.0.table().wanted = true;
+        self.0.note_sandboxes();
         self.0.note_waits();
         self.0.kick();
     }
@@ -413,14 +417,16 @@ impl Dispatch {
     /// Why waiting work does not start, and what is less than it could be, for people.
     #[must_use]
     pub fn reasons(&self) -> Vec<String> {
-        let unfit = self.0.unfit();
+        let unfit = self.0.unfit().into_iter().map(|(runner, why)| {
+            let told = format!("runner {runner}: {why}");
+            (runner, told)
+        });
+        let more: Vec<_> = unfit.chain(self.0.parts.runners.degraded()).collect();
         let table = self.0.table();
         let mut reasons = table.reasons();
-        // Also before anything waits for them.
-        let more = unfit.into_iter().filter(|(runner, _)| !table.waits.contains_key(runner));
-        reasons.extend(more.map(|(runner, why)| format!("runner {runner}: {why}")));
-        drop(table);
-        reasons.extend(self.0.parts.runners.degraded());
+        // Also before anything waits for them, and what waits for them is told once.
+        let more = more.into_iter().filter(|(runner, _)| !table.waits.contains_key(runner));
+        reasons.extend(more.map(|(_, told)| told));
         reasons
     }
 

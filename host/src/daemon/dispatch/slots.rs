@@ -12,6 +12,7 @@ use super::breaker::Breakers;
 use super::conclude::Stops;
 use crate::broker::stop::StopSignal;
 use crate::store::{BudgetBlock, ClaimedCycle};
+use crate::sys::sandbox::Reached;
 
 /// First and longest wait before something that failed is tried again.
 const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -112,6 +113,8 @@ pub(super) struct Table {
     pub(super) waits: BTreeMap<String, String>,
     /// True when trying them again is a look at files and no more.
     pub(super) cheap_to_retry: bool,
+    /// Runners that are confined less than they could be, as it was told last.
+    pub(super) sandboxes: BTreeMap<String, Reached>,
     /// When unavailable runners with waiting mandates are tried again.
     pub(super) retry_runners: Option<Hold>,
     /// Runners whose processes keep dying.

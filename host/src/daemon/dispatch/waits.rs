@@ -106,7 +106,7 @@ impl Inner {
         for row in self.parts.store.mandates(&filter)? {
             if !offers.contains_key(&row.runner) && !missing.contains_key(&row.runner) {
                 let why = match (self.held(&row.runner), self.parts.runners.current(&row.runner)) {
-                    (_, Err(error)) => error.to_string(),
+                    (_, Err(error)) => error.told(),
                     (Some(why), Ok(_)) => why,
                     (None, Ok(_)) => match unfit.get(&row.runner) {
                         Some(why) => why.clone(),
@@ -149,6 +149,7 @@ impl Inner {
                 inner.read_offers();
                 inner.table().wanted = true;
             }
+            inner.note_sandboxes();
             inner.note_waits();
             inner.kick();
         });

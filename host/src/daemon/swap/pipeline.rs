@@ -106,8 +106,15 @@ impl Inner {
         let mut recorded = Recorded::default();
         if let Err(refusal) = self.prepare_and_flip(&mut swap, &mut recorded).await {
             let id = swap.view.borrow().id.clone();
-            let Refusal { code, message, .. } = &refusal;
-            tracing::warn!(runner = swap.plan.runner, swap = id, code, why = message, "swap_refused");
+            let Refusal { code, message, remedy } = &refusal;
+            tracing::warn!(
+                runner = swap.plan.runner,
+                swap = id,
+                code,
+                why = message,
+                remedy = remedy.as_deref(),
+                "swap_refused"
+            );
             if let Some(n) = recorded.0 {
                 let reason = Some(format!("{code}: {message}"));
                 let step = GenerationMove {
@@ -120,7 +127,7 @@ impl Inner {
                 }
             }
             let details = json!({"swap": id, "runner": swap.plan.runner, "source": swap.view.borrow().source,
-                "stage": swap.view.borrow().stage, "code": code, "message": message});
+                "stage": swap.view.borrow().stage, "code": code, "message": message, "remedy": remedy});
             self.event("swap_refused", details).await;
             show(&swap.view, |seen| {
                 seen.stage = Stage::Refused;

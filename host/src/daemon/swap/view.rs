@@ -93,7 +93,7 @@ impl Refusal {
 
 impl From<LoadError> for Refusal {
     fn from(error: LoadError) -> Self {
-        Self::new(error.code(), error.to_string())
+        Self::new(error.code(), error.to_string()).remedy(error.remedy())
     }
 }
 

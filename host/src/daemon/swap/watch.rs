@@ -130,7 +130,10 @@ async fn take_turn(swaps: &Swaps, runner: String, file: PathBuf) {
             }
             // Somebody was quicker.
             Err(refusal) if refusal.code == "conflict" => {}
-            Err(refusal) => return tracing::warn!(runner, %refusal, "watched_file_refused"),
+            Err(refusal) => {
+                let remedy = refusal.remedy.as_deref();
+                return tracing::warn!(runner, %refusal, remedy, "watched_file_refused");
+            }
         }
     }
 }
@@ -138,6 +141,6 @@ async fn take_turn(swaps: &Swaps, runner: String, file: PathBuf) {
 fn report(swaps: &Swaps, path: &Path, error: &LoadError) {
     let seen = format!("{}: {}: {error}", path.display(), error.code());
     if swaps.0.table().reported.insert(seen) {
-        tracing::warn!(path = %path.display(), code = error.code(), %error, "watched_file_bad");
+        tracing::warn!(path = %path.display(), code = error.code(), %error, remedy = %error.remedy(), "watched_file_bad");
     }
 }

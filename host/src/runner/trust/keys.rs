@@ -1,8 +1,10 @@
 //! Ed25519 keys and signatures of plugins, and how they are written down.
 //!
 //! What is signed is [`DOMAIN`] followed by the 32 bytes of the file's sha256, so that a signature
-//! of something else is never one of a plugin. `FILE.so.sig` holds one signature a line, each 64
-//! bytes as hex or base64. No error of this module repeats what it was given: it could be a secret.
+//! of something else is never one of a plugin. `FILE.so.sig` holds one signature a line: 64 bytes
+//! as hex or base64, and after a space the public key that it is of, which makes nobody trusted but
+//! tells a changed file from an unknown signer. Without it the line is tried with every trusted
+//! key. No error of this module repeats what it was given: it could be a secret.
 
 use std::path::{Path, PathBuf};
 
@@ -90,24 +92,66 @@ pub fn public_of(text: &str) -> Result<VerifyingKey, KeyError> {
 #[must_use]
 pub fn sign(key: &SigningKey, content: &[u8]) -> String {
     let signature = key.sign(&message(&Sha256::digest(content)));
-    format!("{}\n", hex::encode(signature.to_bytes()))
+    format!("{} {}\n", hex::encode(signature.to_bytes()), public_text(&key.verifying_key()))
 }
 
-/// The first of `keys` that signed the file of this sha256 (hex) in one of the text's lines.
+/// What a signature file says of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict<'a, K> {
+    /// One of the keys signed it.
+    By(&'a K),
+    /// This key, which is none of them, signed it.
+    Stranger(VerifyingKey),
+    /// There is a signature, and it is not of this content; by the line's own word it is of that
+    /// key, if of any.
+    Changed(Option<&'a K>),
+    /// There is no signature in it.
+    Unreadable,
+}
+
+/// Judges the text of a signature file of the file of this sha256 (hex). Of several lines the one
+/// that says most for the file counts.
 #[must_use]
-pub fn signer<'a, K>(
+pub fn judge<'a, K>(
     text: &str,
     sha256: &str,
     keys: impl Iterator<Item = (&'a K, VerifyingKey)> + Clone,
-) -> Option<&'a K> {
-    let digest = hex::decode(sha256).ok()?;
-    let message = message(&digest);
+) -> Verdict<'a, K> {
+    let message = message(&hex::decode(sha256).unwrap_or_default());
+    // Strict: one signature has one form, and weak keys sign nothing.
+    let fits = |key: &VerifyingKey, signature: &Signature| key.verify_strict(&message, signature).is_ok();
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty()).take(MAX_SIGNATURES);
-    lines.filter_map(bytes::<64>).find_map(|signature| {
-        let signature = Signature::from_bytes(&signature);
-        // Strict: one signature has one form, and weak keys sign nothing.
-        keys.clone().find(|(_, key)| key.verify_strict(&message, &signature).is_ok()).map(|(owner, _)| owner)
-    })
+    let (mut stranger, mut changed) = (None, None);
+    for (signature, of) in lines.filter_map(signed) {
+        if let Some((owner, _)) = keys.clone().find(|(_, key)| fits(key, &signature)) {
+            return Verdict::By(owner);
+        }
+        match of {
+            Some(key) if fits(&key, &signature) => stranger = stranger.or(Some(key)),
+            _ => {
+                let known = keys.clone().find(|(_, key)| Some(*key) == of).map(|(owner, _)| owner);
+                changed = Some(changed.flatten().or(known));
+            }
+        }
+    }
+    match (changed, stranger) {
+        // That a trusted key signed something else outweighs what anybody signs.
+        (Some(Some(owner)), _) => Verdict::Changed(Some(owner)),
+        (_, Some(key)) => Verdict::Stranger(key),
+        (Some(None), None) => Verdict::Changed(None),
+        (None, None) => Verdict::Unreadable,
+    }
+}
+
+/// A line's signature and the key that it names.
+fn signed(line: &str) -> Option<(Signature, Option<VerifyingKey>)> {
+    let mut words = line.split_ascii_whitespace();
+    let signature = Signature::from_bytes(&bytes::<64>(words.next()?)?);
+    let key = match words.next() {
+        Some(word) => Some(public_of(word).ok()?),
+        None => None,
+    };
+    words.next().is_none().then_some((signature, key))
 }
 
 fn message(digest: &[u8]) -> Vec<u8> {
@@ -160,19 +204,41 @@ mod tests {
         let sha = |content: &[u8]| hex::encode(Sha256::digest(content));
         let keys = [("other", other.verifying_key()), ("ours", ours.verifying_key())];
         let who = |text: &str, content: &[u8]| {
-            signer(text, &sha(content), keys.iter().map(|(name, key)| (name, *key))).copied()
+            let verdict = judge(text, &sha(content), keys.iter().map(|(name, key)| (name, *key)));
+            match verdict {
+                Verdict::By(name) => (*name).to_owned(),
+                Verdict::Changed(of) => format!("changed {}", of.unwrap_or(&"?")),
+                Verdict::Stranger(_) => "stranger".to_owned(),
+                Verdict::Unreadable => "unreadable".to_owned(),
+            }
         };
         let text = sign(&ours, b"plugin");
-        assert_eq!(who(&text, b"plugin"), Some("ours"));
-        assert_eq!(who(&text, b"plug1n"), None);
-        assert_eq!(who(&format!("garbage\n\n{text}"), b"plugin"), Some("ours"));
+        assert_eq!(who(&text, b"plugin"), "ours");
+        assert_eq!(who(&text, b"plug1n"), "changed ours");
+        assert_eq!(who(&format!("garbage\n\n{text}"), b"plugin"), "ours");
+        // Without the key's name: the signature is tried with every key.
+        let bare = text.split(' ').next().unwrap().to_owned();
+        assert_eq!(who(&bare, b"plugin"), "ours");
+        assert_eq!(who(&bare, b"plug1n"), "changed ?");
+        let stranger = sign(&generate(&SeededEntropy::new(3)), b"plugin");
+        assert_eq!(who(&stranger, b"plugin"), "stranger");
+        assert_eq!(who(&stranger, b"plug1n"), "changed ?");
+        assert_eq!(who(&format!("{stranger}{}", sign(&ours, b"plug1n")), b"plugin"), "changed ours");
+        assert_eq!(who(&format!("{}{text}", sign(&ours, b"plug1n")), b"plugin"), "ours");
+        for garbage in
+            ["", "\n\n", "garbage", &bare[1..], &format!("{bare} key"), &format!("{} x", text.trim())]
+        {
+            assert_eq!(who(garbage.trim_end_matches('\n'), b"plugin"), "unreadable", "{garbage:?}");
+        }
         // The same bytes, signed for another purpose.
-        let bare = hex::encode(ours.sign(&Sha256::digest(b"plugin")).to_bytes());
-        assert_eq!(who(&bare, b"plugin"), None);
+        let purpose = hex::encode(ours.sign(&Sha256::digest(b"plugin")).to_bytes());
+        assert_eq!(who(&purpose, b"plugin"), "changed ?");
         for at in 0..text.trim().len() {
             let mut changed = text.clone().into_bytes();
             changed[at] = if changed[at] == b'0' { b'1' } else { b'0' };
-            assert_eq!(who(&String::from_utf8(changed).unwrap(), b"plugin"), None, "at {at}");
+            let said = who(&String::from_utf8(changed).unwrap(), b"plugin");
+            // A changed name of the key does not harm: the signature is still of a trusted one.
+            assert!(said != "ours" || at > bare.len(), "at {at}: {said}");
         }
     }
 

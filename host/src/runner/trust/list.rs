@@ -10,6 +10,7 @@ use ed25519_dalek::VerifyingKey;
 use serde::{Deserialize, Serialize};
 
 use super::keys;
+use crate::runner::remedies;
 use crate::sys::files::{self, FileError};
 
 /// Of the file's format.
@@ -25,7 +26,7 @@ pub enum ListError {
     #[error(transparent)]
     File(#[from] FileError),
     /// It is no list of this format.
-    #[error("{} is no trust list: {reason}; mend it or remove it", path.display())]
+    #[error("{} is no trust list: {reason}", path.display())]
     Garbage {
         /// Which file.
         path: PathBuf,
@@ -33,11 +34,29 @@ pub enum ListError {
         reason: String,
     },
     /// Somebody else could have written it.
-    #[error("{} can be written by others, so it is not used; `chmod 600` it after a look at it", path.display())]
+    #[error("{} can be written by others, so it is not used", path.display())]
     OpenToOthers {
         /// Which file.
         path: PathBuf,
     },
+}
+
+impl ListError {
+    /// The stable word.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::File(_) => "io",
+            Self::Garbage { .. } => "bad_trust_list",
+            Self::OpenToOthers { .. } => "trust_list_open",
+        }
+    }
+
+    /// What to do about it, in one line.
+    #[must_use]
+    pub fn remedy(&self) -> &'static str {
+        remedies::of(self.code())
+    }
 }
 
 /// A trusted file.

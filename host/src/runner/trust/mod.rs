@@ -5,6 +5,7 @@
 //! mapped, afresh at every load. Whatever cannot be read trusts nothing; trust gives no right to
 //! anything that a policy does not grant.
 
+mod doubt;
 pub mod keys;
 pub mod list;
 
@@ -12,13 +13,17 @@ use std::fmt;
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::manifest::{self, PluginFile};
 use super::search::SearchPath;
 use crate::sys::files;
+use keys::Verdict;
 use list::TrustList;
+
+pub use doubt::Doubt;
 
 /// Most bytes of a signature file.
 const MAX_SIGNATURE: u64 = 4 << 10;
@@ -49,8 +54,8 @@ pub enum Trust {
     },
     /// Nothing speaks for it.
     Untrusted {
-        /// What was looked for, for people.
-        why: String,
+        /// What was found instead.
+        why: Doubt,
     },
 }
 
@@ -70,7 +75,7 @@ impl fmt::Display for Trust {
             Self::Place(Place::System) => f.write_str("in a directory of the system"),
             Self::Listed => f.write_str("its sha256 is listed"),
             Self::Signed { by } => write!(f, "signed by {by:?}"),
-            Self::Untrusted { why } => f.write_str(why),
+            Self::Untrusted { why } => why.fmt(f),
         }
     }
 }
@@ -115,20 +120,21 @@ impl TrustPolicy {
         }
         let list = match TrustList::read(&self.list) {
             Ok(list) => list,
-            Err(error) => return Trust::Untrusted { why: format!("nothing can be trusted: {error}") },
+            Err(error) => return Trust::Untrusted { why: Doubt::List(Arc::new(error)) },
         };
         if list.lists(&plugin.sha256) {
             return Trust::Listed;
         }
         let Some(text) = &credentials.signature else {
-            return Trust::Untrusted { why: "its sha256 is not listed and it has no signature".to_owned() };
+            return Trust::Untrusted { why: Doubt::Unknown };
         };
-        match keys::signer(text, &plugin.sha256, list.verifying()) {
-            Some(key) => Trust::Signed { by: key.name.clone() },
-            None => Trust::Untrusted {
-                why: "its sha256 is not listed and its signature is not of a trusted key".to_owned(),
-            },
-        }
+        let why = match keys::judge(text, &plugin.sha256, list.verifying()) {
+            Verdict::By(key) => return Trust::Signed { by: key.name.clone() },
+            Verdict::Stranger(key) => Doubt::Stranger { key: keys::public_text(&key) },
+            Verdict::Changed(of) => Doubt::Changed { of: of.map(|key| key.name.clone()) },
+            Verdict::Unreadable => Doubt::Unreadable,
+        };
+        Trust::Untrusted { why }
     }
 
     /// What can speak for a file, as found where it came from or as it was kept with it.
@@ -158,9 +164,10 @@ impl TrustPolicy {
 fn signature_beside(path: &Path) -> Option<String> {
     let file = keys::signature_file(path);
     // Whatever else has that name, a fifo for example, is no signature.
-    let meta = file.metadata().ok().filter(Metadata::is_file)?;
-    (meta.len() <= MAX_SIGNATURE).then_some(())?;
-    String::from_utf8(files::read(&file, MAX_SIGNATURE).ok()??).ok()
+    file.metadata().ok().filter(Metadata::is_file)?;
+    // One that cannot be read or is no text is there all the same; it reads as none of ours.
+    let bytes = files::read(&file, MAX_SIGNATURE).ok().flatten().unwrap_or_default();
+    Some(String::from_utf8(bytes).unwrap_or_default())
 }
 
 /// Whoever can put a file there, or change this one, could as well exchange the executable.

@@ -164,7 +164,8 @@ fn a_list_that_is_garbage_or_open_to_others_trusts_nothing_and_is_never_overwrit
     root.write_list(&good);
     fs::set_permissions(root.list(), fs::Permissions::from_mode(0o620)).unwrap();
     let Trust::Untrusted { why } = root.policy().judge(&plugin) else { panic!("it trusts") };
-    assert!(why.contains("can be written by others"), "{why}");
+    assert!(why.to_string().contains("can be written by others"), "{why}");
+    assert_eq!(why.code(), "trust_list_open");
     fs::remove_file(root.list()).unwrap();
     fs::create_dir(root.list()).unwrap();
     assert!(!root.policy().judge(&plugin).holds());

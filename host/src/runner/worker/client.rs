@@ -13,11 +13,11 @@ use std::time::Duration;
 use kairos_plugin_api::{CallError, Mandate, Report, code};
 
 use super::channel::Trouble;
-use super::factory::{WorkerFactory, WorkerSpec};
+use super::factory::{Loaded, WorkerFactory, WorkerSpec};
 use super::frame::{Frame, FrameError, Kind, encode, split_call};
 use super::handover::{Instance, SERVICE_TIME};
 use super::process::{Handle, Process};
-use super::protocol::{LogLine, Ready, error_from_wire};
+use super::protocol::{LogLine, error_from_wire};
 use crate::domain::handover::Waiting;
 use crate::runner::load_error::LoadError;
 use crate::runner::{
@@ -33,7 +33,8 @@ pub struct Worker {
     factory: WorkerFactory,
     spec: WorkerSpec,
     identity: RunnerIdentity,
-    reached: Option<Reached>,
+    /// The weakest sandbox that one of its processes got, where they are confined.
+    reached: Mutex<Option<Reached>>,
     idle: Mutex<Vec<Instance>>,
     running: Mutex<BTreeMap<u64, Running>>,
     next: AtomicU64,
@@ -58,12 +59,12 @@ impl Drop for Registered<'_> {
 }
 
 impl Worker {
-    pub(super) fn new(factory: WorkerFactory, spec: WorkerSpec, ready: Ready, process: Process) -> Self {
+    pub(super) fn new(factory: WorkerFactory, spec: WorkerSpec, loaded: Loaded, process: Process) -> Self {
         Self {
             factory,
             spec,
-            identity: ready.identity,
-            reached: ready.reached,
+            identity: loaded.identity,
+            reached: Mutex::new(loaded.reached),
             idle: Mutex::new(vec![Instance::fresh(process)]),
             running: Mutex::default(),
             next: AtomicU64::new(0),
@@ -96,8 +97,19 @@ impl Worker {
     pub(super) fn started(&self, register: impl FnOnce(&Arc<Handle>)) -> Result<Instance, RunnerError> {
         let mut process = self.factory.blank().map_err(|error| no_worker(&error))?;
         register(&process.handle);
-        self.factory.load(&mut process, &self.spec).map_err(|error| no_worker(&error))?;
+        let loaded = self.factory.load(&mut process, &self.spec).map_err(|error| no_worker(&error))?;
+        self.note_sandbox(loaded.reached);
         Ok(Instance::fresh(process))
+    }
+
+    /// The machine may give a later process less than the first one got.
+    fn note_sandbox(&self, reached: Option<Reached>) {
+        let mut weakest = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(before), Some(now)) = (&*weakest, &reached)
+            && now.level < before.level
+        {
+            *weakest = reached;
+        }
     }
 
     /// A state that it does not take is told and set aside; it begins without then.
@@ -183,8 +195,8 @@ impl RunnerBackend for Worker {
         self.spec.isolation()
     }
 
-    fn sandbox(&self) -> Option<&Reached> {
-        self.reached.as_ref()
+    fn sandbox(&self) -> Option<Reached> {
+        self.reached.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn run_cycle(&self, mandate: &Mandate, host: Arc<dyn HostCalls>) -> Result<Report, RunnerError> {
@@ -364,5 +376,5 @@ fn phase_of(request: &[u8]) -> Option<String> {
 
 /// A cycle found no process to run in.
 fn no_worker(error: &LoadError) -> RunnerError {
-    RunnerError::Unavailable(error.to_string())
+    RunnerError::Unavailable(error.told())
 }

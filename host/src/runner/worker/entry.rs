@@ -15,7 +15,7 @@ use rustix::io::fcntl_dupfd_cloexec;
 use rustix::process::{Resource, Rlimit, Signal, set_parent_process_death_signal, setrlimit};
 
 use super::frame::Kind;
-use super::protocol::{Load, Ready, Unfit};
+use super::protocol::{Load, Unfit};
 use super::serve::{Ear, Home, Wire, serve};
 use crate::runner::{RunnerBackend, launch, load_error::LoadError};
 use crate::sys::sandbox::{self, SandboxError};
@@ -60,30 +60,27 @@ fn live(wire: &Arc<Wire>, control: UnixStream) -> std::io::Result<()> {
         let unfit = Unfit { code: code.to_owned(), message };
         wire.send(Kind::Unfit, 0, &[&serde_json::to_vec(&unfit)?])
     };
-    let reached = match &load.confinement {
+    match &load.confinement {
         // Still with one thread, and before a byte of the plugin is mapped.
         Some(wanted) => match sandbox::enter(wanted) {
-            Ok(reached) => Some(reached),
+            Ok(reached) => {
+                // What the daemon believes of the sandbox: nothing foreign can have spoken yet.
+                wire.send(Kind::Confined, 0, &[&serde_json::to_vec(&reached)?])?;
+                if reached.level < wanted.require {
+                    return Ok(());
+                }
+            }
+            Err(error @ SandboxError::Path { .. }) => return unfit("bad_grant", error.to_string()),
             Err(error) => return unfit("sandbox_unavailable", error.to_string()),
         },
-        None => {
-            limit(load.memory_bytes)?;
-            None
-        }
-    };
-    if let (Some(wanted), Some(reached)) = (&load.confinement, &reached)
-        && reached.level < wanted.require
-    {
-        let error = SandboxError::TooWeak { reached: reached.clone(), wanted: wanted.require };
-        return unfit("sandbox_unavailable", error.to_string());
+        None => limit(load.memory_bytes)?,
     }
     let backend = match become_runner(wire, &load) {
         Ok(backend) => backend,
         Err(error) => return unfit(error.code(), error.to_string()),
     };
     Ear::listen(control, Arc::clone(&backend), Arc::clone(wire))?;
-    let ready = Ready { identity: backend.identity().clone(), reached };
-    wire.send(Kind::Ready, 0, &[&serde_json::to_vec(&ready)?])?;
+    wire.send(Kind::Ready, 0, &[])?;
     serve(wire, &*backend)
 }
 

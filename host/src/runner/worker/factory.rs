@@ -12,14 +12,14 @@ use super::channel::Trouble;
 use super::client::Worker;
 use super::frame::{Kind, encode};
 use super::process::Process;
-use super::protocol::{Load, LogLine, Ready, Unfit};
+use super::protocol::{Load, LogLine, Unfit};
 use super::supervisor::Shared;
 use crate::runner::home::Home;
 use crate::runner::load_error::LoadError;
 use crate::runner::manifest::PluginFile;
-use crate::runner::{HostCalls, Isolation};
+use crate::runner::{HostCalls, Isolation, RunnerIdentity};
 use crate::sys::clock::{Clock, SystemClock};
-use crate::sys::sandbox::{Confinement, Grants, Level};
+use crate::sys::sandbox::{Confinement, Grants, Level, Reached};
 
 /// Most bytes of address space of a worker: room for a large working set, and far from what would
 /// take a small machine's memory at once.
@@ -94,6 +94,14 @@ impl WorkerSpec {
     }
 }
 
+/// A process that has loaded its plugin.
+pub(super) struct Loaded {
+    /// By the manifest that the daemon has read, not by what a plugin could say.
+    pub(super) identity: RunnerIdentity,
+    /// How far it was confined before it did, where that was asked for.
+    pub(super) reached: Option<Reached>,
+}
+
 /// Starts workers. Clones are the same factory; with the last clone, and the last worker, the
 /// blank ones end too.
 #[derive(Clone)]
@@ -135,8 +143,8 @@ impl WorkerFactory {
     /// Why it cannot serve; those of the loader under their own codes.
     pub fn start(&self, spec: WorkerSpec) -> Result<Worker, LoadError> {
         let mut process = self.blank()?;
-        let ready = self.load(&mut process, &spec)?;
-        Ok(Worker::new(self.clone(), spec, ready, process))
+        let loaded = self.load(&mut process, &spec)?;
+        Ok(Worker::new(self.clone(), spec, loaded, process))
     }
 
     /// A process that has loaded nothing yet.
@@ -160,7 +168,7 @@ impl WorkerFactory {
     }
 
     /// Makes a blank process this runner. On an error it is of no use any more.
-    pub(super) fn load(&self, process: &mut Process, spec: &WorkerSpec) -> Result<Ready, LoadError> {
+    pub(super) fn load(&self, process: &mut Process, spec: &WorkerSpec) -> Result<Loaded, LoadError> {
         // Only the first name counts, and a blank has none.
         let _ = process.label.set(spec.runner.clone());
         let load = Load {
@@ -181,6 +189,7 @@ impl WorkerFactory {
         };
         let handle = Arc::clone(&process.handle);
         process.channel.send(&frame, &*handle, until).map_err(|trouble| died(process, &trouble))?;
+        let mut reached = None;
         loop {
             let frame = match process.channel.receive(&*handle, until) {
                 Ok(frame) => frame,
@@ -188,42 +197,41 @@ impl WorkerFactory {
             };
             let unreadable =
                 |error: serde_json::Error| LoadError::Crashed(format!("its worker said {error}"));
-            match frame.kind {
-                Kind::Ready => {
-                    let ready: Ready = serde_json::from_slice(&frame.payload).map_err(unreadable)?;
-                    return confined(spec, &ready).map(|()| ready);
+            match (frame.kind, &spec.confinement) {
+                // The first word of a confined worker, said before it maps the plugin. Whatever is
+                // said of its sandbox afterwards may be the plugin's own word.
+                (Kind::Confined, Some(wanted)) if reached.is_none() => {
+                    let said: Reached = serde_json::from_slice(&frame.payload).map_err(unreadable)?;
+                    // Summed up here, by the rule of this side.
+                    let said = Reached::of(said.layers);
+                    if said.level < wanted.require {
+                        return Err(LoadError::SandboxTooWeak {
+                            reached: Arc::new(said),
+                            wanted: wanted.require,
+                        });
+                    }
+                    reached = Some(said);
                 }
-                Kind::Unfit => {
+                (Kind::Ready, wanted) if wanted.is_some() == reached.is_some() => {
+                    return Ok(Loaded {
+                        identity: RunnerIdentity::of(&spec.manifest, &spec.sha256),
+                        reached,
+                    });
+                }
+                (Kind::Unfit, _) => {
                     let unfit: Unfit = serde_json::from_slice(&frame.payload).map_err(unreadable)?;
                     return Err(LoadError::from_worker(&unfit.code, unfit.message));
                 }
-                Kind::Log => {
+                (Kind::Log, wanted) if wanted.is_some() == reached.is_some() => {
                     if let Ok(line) = serde_json::from_slice::<LogLine>(&frame.payload) {
                         line.say(&*spec.home);
                     }
                 }
-                other => {
+                (other, _) => {
                     let error = super::frame::FrameError::OutOfPlace(other);
                     return Err(died(process, &Trouble::Broken(error)));
                 }
             }
         }
     }
-}
-
-/// Says how far a sandbox got, and refuses one that is weaker than was demanded. The worker tells
-/// this before it maps the plugin, so the plugin has no say in it.
-fn confined(spec: &WorkerSpec, ready: &Ready) -> Result<(), LoadError> {
-    let Some(wanted) = &spec.confinement else { return Ok(()) };
-    let reached = ready.reached.as_ref().map_or(Level::None, |reached| reached.level);
-    if reached < wanted.require {
-        let message = format!("the sandbox is {reached}, and {} is demanded", wanted.require);
-        return Err(LoadError::from_worker("sandbox_unavailable", message));
-    }
-    if reached < Level::Full {
-        let missing = ready.reached.iter().flat_map(|reached| reached.missing());
-        let missing: Vec<String> = missing.map(|layer| format!("{}: {}", layer.name, layer.reason)).collect();
-        tracing::warn!(runner = spec.runner, level = %reached, ?missing, "runner_sandbox_degraded");
-    }
-    Ok(())
 }

@@ -52,7 +52,7 @@ pub enum Kind {
     Nudge = 9,
     /// Daemon, on the control socket: no new cycle will come.
     Drain = 10,
-    /// Worker: loaded; who it is.
+    /// Worker: loaded. By then the plugin runs in it, so it says nothing of itself here.
     Ready = 33,
     /// Worker: cannot be loaded, and why.
     Unfit = 34,
@@ -66,11 +66,13 @@ pub enum Kind {
     Done = 38,
     /// Worker: the error of what was asked for.
     Failed = 39,
+    /// Worker: how far it has confined itself. Sent once, before a byte of the plugin is mapped.
+    Confined = 40,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Load,
         Self::Run,
         Self::Probe,
@@ -88,6 +90,7 @@ impl Kind {
         Self::Log,
         Self::Done,
         Self::Failed,
+        Self::Confined,
     ];
 
     fn of(byte: u8) -> Option<Self> {

@@ -8,8 +8,8 @@ use kairos_plugin_api::{CallError, code};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::runner::{RunnerError, RunnerIdentity};
-use crate::sys::sandbox::{Confinement, Reached};
+use crate::runner::RunnerError;
+use crate::sys::sandbox::Confinement;
 
 /// What a worker is to become.
 #[derive(Debug, Serialize, Deserialize)]
@@ -27,15 +27,6 @@ pub struct Load {
     pub confinement: Option<Confinement>,
     /// Most bytes of address space of a worker that is not confined.
     pub memory_bytes: u64,
-}
-
-/// A loaded worker.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Ready {
-    /// Who it is.
-    pub identity: RunnerIdentity,
-    /// How far its confinement got, where one was asked for.
-    pub reached: Option<Reached>,
 }
 
 /// Why a plugin could not be loaded.

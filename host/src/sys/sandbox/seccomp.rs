@@ -41,8 +41,13 @@ impl Filters {
     /// Puts them in force. Afterwards this process can install no more.
     pub(super) fn install(self) -> Result<(), String> {
         self.0.iter().try_for_each(|program| apply_filter_all_threads(program)).map_err(|error| {
-            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
-            format!("{error}{}", cause.unwrap_or_default())
+            let cause = std::error::Error::source(&error).map(|cause| cause.to_string());
+            let said = error.to_string();
+            // Some of them say their cause themselves.
+            match cause.filter(|cause| !said.contains(cause.as_str())) {
+                Some(cause) => format!("{said}: {cause}"),
+                None => said,
+            }
         })
     }
 }

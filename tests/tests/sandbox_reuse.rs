@@ -1,0 +1,48 @@
+//! What a confined runner has seen of one schedule, no other may see: a process of it serves the
+//! schedule it began with and no other. Without a sandbox processes are shared, so this can fail.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use kairos_tests::{Root, plugin};
+use serde_json::json;
+
+const SCHEDULES: &str = "schedules:
+  - {name: first, cron: '0 0 1 1 *', runner: counts, mandate: {goal: count}}
+  - {name: second, cron: '0 0 1 1 *', runner: counts, mandate: {goal: count}}
+";
+
+/// What the runner, which counts its cycles in memory, says of each mandate in turn.
+fn counted(isolation: &str, order: &[&str]) -> Vec<String> {
+    let plugin = json!(plugin("variant_runner"));
+    let root = Root::new()
+        .daemon_yml(&format!("  counts: {{plugin: {plugin}, isolation: {isolation}}}"))
+        .schedules_yml(SCHEDULES);
+    let mut daemon = root.start().unwrap();
+    let one = |by: &&str| {
+        let id = match *by {
+            "by hand" => root.json(&["mandate", "add", "count", "--runner", "counts"])["id"].clone(),
+            schedule => {
+                let fired = root.json(&["schedule", "trigger", schedule]);
+                fired["id"].as_str().map_or_else(|| fired["mandate"].clone(), |id| json!(id))
+            }
+        };
+        let id = id.as_str().unwrap().to_owned();
+        let shown = root.wait_state(&id, &["succeeded", "failed", "review"]).unwrap();
+        assert_eq!(shown["state"], "succeeded", "{shown}");
+        shown["cycles"][0]["summary"].as_str().unwrap().to_owned()
+    };
+    let said = order.iter().map(one).collect();
+    assert_eq!(daemon.stop().unwrap(), 0);
+    said
+}
+
+const ORDER: [&str; 7] = ["first", "first", "second", "first", "second", "by hand", "by hand"];
+
+#[test]
+fn a_sandboxed_process_is_reused_by_the_same_schedule_only() {
+    let said = counted("sandbox", &ORDER);
+    let after = |counts: [u32; 7]| counts.map(|count| format!("plain after {count}")).to_vec();
+    assert_eq!(said, after([1, 2, 1, 3, 2, 1, 1]), "{ORDER:?}");
+    // Nothing of it without a sandbox: there the count of one is the count of all.
+    assert_eq!(counted("process", &ORDER), after([1, 2, 3, 4, 5, 6, 7]));
+}
