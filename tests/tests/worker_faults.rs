@@ -41,6 +41,13 @@ fn status(pid: i32) -> Option<(char, i32)> {
     Some((after.next()?.chars().next()?, after.next()?.parse().ok()?))
 }
 
+/// The processes that the runner named.
+fn named(root: &Root) -> Vec<i32> {
+    let lines = root.logged("runner_log");
+    let pid = |line: &Value| line["details"]["line"].as_str()?.strip_prefix("child ")?.parse().ok();
+    lines.iter().filter_map(pid).collect()
+}
+
 fn gone(pid: i32) -> bool {
     status(pid).is_none_or(|(state, _)| state == 'Z')
 }
@@ -127,14 +134,50 @@ fn children_of_a_worker_end_with_it() -> Result<()> {
     let daemon = root.start()?;
     let id = root.add("multiply", &["fault=children", "once=true"]);
     root.wait_state(&id, &["succeeded"])?;
-    let children: Vec<i32> = root
-        .logged("runner_log")
-        .iter()
-        .filter_map(|line| line["details"]["line"].as_str()?.strip_prefix("child ")?.parse().ok())
-        .collect();
+    let children = named(&root);
     assert_eq!(children.len(), 12, "{:#?}", root.logged("runner_log"));
     root.wait_for("their end", || children.iter().all(|pid| gone(*pid)).then_some(()))?;
     drop(daemon);
+    Ok(())
+}
+
+#[test]
+fn memory_of_a_worker_ends_where_the_configuration_says() -> Result<()> {
+    let measured = |isolation: &str, more: &str| -> Result<u64> {
+        let root = root(more);
+        let text = fs::read_to_string(root.file("config/daemon.yml")).unwrap();
+        root.write(
+            "config/daemon.yml",
+            &text.replace("isolation: process", &format!("isolation: {isolation}")),
+        );
+        let _daemon = root.start()?;
+        let shown =
+            root.wait_state(&root.add("measure", &["fault=measure"]), &["succeeded", "failed", "review"])?;
+        Ok(shown["cycles"][0]["summary"].as_str().unwrap_or_else(|| panic!("{shown:#}")).parse().unwrap())
+    };
+    for isolation in ["process", "sandbox"] {
+        let mib = measured(isolation, "memory: 256MiB")?;
+        assert!((128..256).contains(&mib), "{isolation}: {mib} MiB of 256");
+    }
+    let mib = measured("sandbox", "")?;
+    assert!((256..512).contains(&mib), "{mib} MiB of 512");
+    assert_eq!(measured("process", "")?, 1024, "4 GiB, of which it takes no more");
+    Ok(())
+}
+
+#[test]
+fn a_cycle_that_was_asked_to_end_has_the_configured_time_for_it() -> Result<()> {
+    // Far longer than a kill takes, and far shorter than the other one's grace.
+    for (grace, late_ms, survives) in [("0s", 40_000, false), ("50s", 100, true)] {
+        let root = root(&format!("deadline: 1s, stop_grace: {grace}"));
+        let _daemon = root.start()?;
+        let late = format!("late_ms={late_ms}");
+        let id = root.add("take your time", &["fault=late", &late, "once=true"]);
+        let shown = root.wait_state(&id, &["succeeded", "failed", "review"])?;
+        assert_eq!(shown["state"], "succeeded", "{grace}: {shown:#}");
+        let worker = named(&root);
+        assert_eq!((worker.len(), gone(worker[0])), (1, !survives), "{grace}: {worker:?}");
+    }
     Ok(())
 }
 

@@ -422,6 +422,8 @@ fn runner_configs(config: &DaemonConfig, env: &Env) -> Vec<RunnerConfig> {
         .map(|(name, runner)| RunnerConfig {
             isolation: runner.isolation.map(isolation),
             deadline: Some(runner.deadline),
+            stop_grace: Some(runner.stop_grace),
+            memory: runner.memory,
             params: runner.params.clone().into(),
             grants: commands::at_home(&runner.grants, env),
             require: config.sandbox_require,

@@ -122,6 +122,10 @@ pub struct RunnerConfig {
     pub isolation: Option<Isolation>,
     /// How long one cycle may take.
     pub deadline: Duration,
+    /// Between asking a cycle to end and ending it.
+    pub stop_grace: Duration,
+    /// Most bytes that a worker may write to; `None` when the file does not say.
+    pub memory: Option<u64>,
     /// Parameters for every mandate; those of the mandate win.
     pub params: Map<String, Value>,
     /// Files, as written, that it can have in a sandbox if it asks for them.
@@ -436,6 +440,8 @@ fn read_runner(mut map: MapReader<'_>, plugin: &str, ctx: &mut Context<'_>, kept
         plugin: map.text("plugin", ctx, Some(plugin)).unwrap_or_default(),
         isolation: map.opt_choice("isolation", ctx, &Isolation::WORDS),
         deadline: map.duration("deadline", ctx, 10 * MINUTE, SECOND / 10..=7 * DAY),
+        stop_grace: map.duration("stop_grace", ctx, 10 * SECOND, Duration::ZERO..=HOUR),
+        memory: map.opt_size("memory", ctx, 64 << 20..=1 << 40),
         params: map.json_map("params", ctx, nothing_secret),
         grants: read_grants(&mut map, ctx, kept),
     };

@@ -81,6 +81,21 @@ fn files_of_the_reference_are_accepted() {
 }
 
 #[test]
+fn limits_of_a_runner_are_read_with_their_units() {
+    let config =
+        good("runners: {a: {memory: 1.5GiB, stop_grace: 0s}, b: {memory: 67108864}}\ndefault_runner: a");
+    let (a, b) = (&config.runners["a"], &config.runners["b"]);
+    assert_eq!((a.memory, a.stop_grace), (Some(3 << 29), Duration::ZERO));
+    assert_eq!((b.memory, b.stop_grace), (Some(64 << 20), 10 * SECOND));
+    for (memory, remedy) in
+        [("2GB", "`512MiB`"), ("1MiB", "write a size, 64MiB to 1TiB"), ("[1]", "`512MiB`")]
+    {
+        let text = bad(&format!("runners: {{a: {{memory: {memory}}}}}"));
+        assert!(text.contains("runners.a.memory") && text.contains(remedy), "{text}");
+    }
+}
+
+#[test]
 fn runners_and_providers_have_a_default_that_exists() {
     assert_eq!(good("runners: {stub: {}}").default_runner, "stub");
     assert_eq!(good("runners: {stub: {}}").runners["stub"].plugin, "stub");
@@ -151,7 +166,7 @@ daemon.yml:15:38: runners.cognitive.isolation: "none" is not known
 daemon.yml:15:54: runners.cognitive.deadline: "0" is out of range
     -> write a duration, 100ms to 7d
 daemon.yml:15:57: runners.cognitive.colour: unknown key
-    -> known here: deadline, grants, isolation, params, plugin
+    -> known here: deadline, grants, isolation, memory, params, plugin, stop_grace
 daemon.yml:17:12: llm.default: no provider has the name "claud"
     -> did you mean `claude`?
 daemon.yml:19:40: llm.providers.claude.api_key: a secret must not stand in this file

@@ -76,7 +76,18 @@ pub const DAEMON: &[Key] = &[
         "runners.*.isolation",
         "Where the runner's code runs. What is not available is refused, never replaced by something weaker.",
     ),
-    live("runners.*.deadline", "How long one cycle may take."),
+    live(
+        "runners.*.deadline",
+        "How long one cycle may take. Then it is asked to end, and ended after `stop_grace`.",
+    ),
+    live(
+        "runners.*.stop_grace",
+        "How long a cycle that was asked to end, at its deadline or by a cancel, has for it. Then its worker is killed; a thread of `in_process` cannot be and is left behind. A stop of the daemon waits for `graceful_timeout` instead.",
+    ),
+    live(
+        "runners.*.memory",
+        "Memory of each of its workers that can be written, such as `512MiB`. By itself 4GiB in `process` and 512MiB in `sandbox`; beyond it nothing more is given to the worker, which mostly dies of it. Nothing limits `in_process`.",
+    ),
     live("runners.*.params", "Parameters for every mandate of the runner; those of the mandate win."),
     live(
         "runners.*.grants.read",

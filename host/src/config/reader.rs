@@ -15,10 +15,10 @@ use serde_json::Value;
 
 use super::report::{Level, Problem, Report, nearest, quoted};
 use super::scalars::{
-    Parsed, a_boolean, a_choice, a_count, a_decimal, a_duration, a_text, count_kind, duration_kind, optional,
-    wrong,
+    Parsed, a_boolean, a_choice, a_count, a_decimal, a_duration, a_size, a_text, count_kind, duration_kind,
+    optional, size_kind, wrong,
 };
-use super::values::{show_decimal, show_duration};
+use super::values::{show_decimal, show_duration, show_size};
 use super::yaml::{Kind, Map, Node, Span};
 
 /// Longest text of a single value, except where a key says otherwise.
@@ -295,6 +295,18 @@ impl<'n> MapReader<'n> {
         let kind = || duration_kind(&range);
         let parse = |node: &Node| optional(node, |node| a_duration(node, &range).map(Some));
         self.value(name, ctx, None, kind, parse, |value| value.map(show_duration).into())
+    }
+
+    /// A number of bytes within a range, or none.
+    pub fn opt_size(
+        &mut self,
+        name: &'static str,
+        ctx: &mut Context<'_>,
+        range: RangeInclusive<u64>,
+    ) -> Option<u64> {
+        let kind = || size_kind(&range);
+        let parse = |node: &Node| optional(node, |node| a_size(node, &range).map(Some));
+        self.value(name, ctx, None, kind, parse, |value| value.map(show_size).into())
     }
 
     /// A whole number within a range.

@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::report::{nearest, quoted};
-use super::values::{NANO, parse_decimal, parse_duration, show_duration};
+use super::values::{NANO, parse_decimal, parse_duration, parse_size, show_duration, show_size};
 use super::yaml::{Kind, Node, Scalar};
 
 /// A value, or a message and a remedy.
@@ -43,6 +43,27 @@ pub(super) fn a_duration(node: &Node, range: &RangeInclusive<Duration>) -> Parse
         ),
         Some(value) if !range.contains(&value) => {
             wrong(format!("{} is out of range", quoted(text)), format!("write a {}", duration_kind(range)))
+        }
+        Some(value) => Ok(value),
+    }
+}
+
+pub(super) fn size_kind(range: &RangeInclusive<u64>) -> String {
+    format!("size, {} to {}", show_size(*range.start()), show_size(*range.end()))
+}
+
+pub(super) fn a_size(node: &Node, range: &RangeInclusive<u64>) -> Parsed<u64> {
+    let text = match (&node.kind, node.scalar()) {
+        (Kind::Scalar(raw, _), Some(Scalar::Int(_) | Scalar::Float(_) | Scalar::Text(_))) => raw,
+        _ => return wrong(format!("expected a size, found {}", node.describe()), "write `512MiB` or `4GiB`"),
+    };
+    match parse_size(text) {
+        None => wrong(
+            format!("{} is not a size", quoted(text)),
+            "write a number of bytes, or a number with a unit: `64KiB`, `512MiB`, `1.5GiB`",
+        ),
+        Some(value) if !range.contains(&value) => {
+            wrong(format!("{} is out of range", quoted(text)), format!("write a {}", size_kind(range)))
         }
         Some(value) => Ok(value),
     }

@@ -1,4 +1,4 @@
-//! Durations and decimal amounts as people write them, read and shown without floating point.
+//! Durations, sizes and decimal amounts as people write them, read and shown without floating point.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -59,6 +59,31 @@ pub fn show_duration(value: Duration) -> String {
     text
 }
 
+const SIZES: &[(&str, u64)] =
+    &[("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+
+/// `4GiB`, `1.5 GiB`, `512MiB`, `65536` (bytes). `None` for anything else.
+#[must_use]
+pub fn parse_size(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = (&text[..at], text[at..].trim_start());
+    let scale = match unit {
+        "" => 1,
+        unit => SIZES.iter().find(|(name, _)| *name == unit)?.1,
+    };
+    let nano = u128::from(parse_decimal(number)?) * u128::from(scale);
+    u64::try_from(nano / u128::from(NANO)).ok().filter(|_| nano % u128::from(NANO) == 0)
+}
+
+/// The shortest whole form that [`parse_size`] reads back to the same value.
+#[must_use]
+pub fn show_size(bytes: u64) -> String {
+    let fits = |scale: u64| bytes >= scale && bytes.is_multiple_of(scale);
+    let found = SIZES.iter().find(|(_, scale)| fits(*scale));
+    found.map_or_else(|| "0B".to_owned(), |(unit, scale)| format!("{}{unit}", bytes / scale))
+}
+
 /// A number that is not negative, in billionths. `None` for anything else, also for more decimals
 /// than nine and for more than a `u64` holds.
 #[must_use]
@@ -85,6 +110,32 @@ pub fn show_decimal(nano: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_are_read_in_every_form_and_shown_shortest() {
+        for (text, bytes) in [
+            ("4GiB", Some(4 << 30)),
+            ("1.5 GiB", Some(3 << 29)),
+            ("512MiB", Some(512 << 20)),
+            ("65536", Some(65_536)),
+            ("7B", Some(7)),
+            ("0.1KiB", None),
+            ("4GB", None),
+            ("-1", None),
+            ("", None),
+            ("GiB", None),
+            ("99999999TiB", None),
+        ] {
+            assert_eq!(parse_size(text), bytes, "{text:?}");
+            if let Some(bytes) = bytes {
+                assert_eq!(parse_size(&show_size(bytes)), Some(bytes));
+            }
+        }
+        assert_eq!(
+            (show_size(3 << 29), show_size(0), show_size(1025)),
+            ("1536MiB".into(), "0B".into(), "1025B".into())
+        );
+    }
 
     #[test]
     fn durations_are_read_in_every_form() {

@@ -22,6 +22,7 @@ pub struct Generation {
     backend: Arc<dyn RunnerBackend>,
     pool: Arc<Pool>,
     deadline: Option<Duration>,
+    stop_grace: Option<Duration>,
     /// Calls of `run_cycle` that have not returned.
     running: Arc<watch::Sender<usize>>,
     /// What is known of the instance of a backend that has only one.
@@ -53,7 +54,11 @@ impl Generation {
     pub(super) fn new(backend: Arc<dyn RunnerBackend>, pool: Arc<Pool>, deadline: Option<Duration>) -> Self {
         let running = Arc::new(watch::Sender::new(0));
         let (identity, single) = (backend.identity().clone(), Arc::default());
-        Self { identity, backend, pool, deadline, running, single }
+        Self { identity, backend, pool, deadline, stop_grace: None, running, single }
+    }
+
+    pub(super) fn with_stop_grace(self, stop_grace: Option<Duration>) -> Self {
+        Self { stop_grace, ..self }
     }
 
     /// Who runs.
@@ -76,6 +81,12 @@ impl Generation {
     #[must_use]
     pub fn deadline(&self) -> Option<Duration> {
         self.deadline
+    }
+
+    /// The configured time for a cycle that was asked to end; none is the usual one.
+    #[must_use]
+    pub fn stop_grace(&self) -> Option<Duration> {
+        self.stop_grace
     }
 
     /// Runs one cycle on a thread of the slot and sends the outcome. Does not block. Dropping the

@@ -58,6 +58,10 @@ pub struct RunnerConfig {
     pub isolation: Option<Isolation>,
     /// How long a cycle may take.
     pub deadline: Option<Duration>,
+    /// How long a cycle that was asked to end has for it, if something else is said than usual.
+    pub stop_grace: Option<Duration>,
+    /// Most bytes that can be written in each of its workers, if something else is said than usual.
+    pub memory: Option<u64>,
     /// The runner's own section, an object or null.
     pub params: Value,
     /// Files of the root, or absolute, that it can have in a sandbox if its manifest asks for them.
@@ -75,6 +79,8 @@ impl RunnerConfig {
             plugin: plugin.into(),
             isolation: None,
             deadline: None,
+            stop_grace: None,
+            memory: None,
             params: Value::Null,
             grants: Grants::default(),
             require: Level::Partial,
@@ -252,6 +258,7 @@ impl Launcher {
             }
             _ => WorkerSpec::process(&config.name, path, plugin, &config.params),
         };
+        let spec = spec.with_memory(config.memory);
         Ok(Arc::new(workers.start(spec)?))
     }
 

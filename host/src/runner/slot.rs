@@ -293,7 +293,8 @@ impl Runners {
         plugin: &PluginFile,
     ) -> Result<Generation, LoadError> {
         let backend = self.launcher.launch(config, plugin)?;
-        Ok(Generation::new(backend, Arc::clone(pool), config.deadline))
+        let generation = Generation::new(backend, Arc::clone(pool), config.deadline);
+        Ok(generation.with_stop_grace(config.stop_grace))
     }
 
     pub(super) fn read(&self) -> RwLockReadGuard<'_, BTreeMap<String, Slot>> {

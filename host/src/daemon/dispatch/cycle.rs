@@ -308,7 +308,8 @@ impl Inner {
                 tokio::task::spawn_blocking(move || generation.cancel());
             }
             if (seen.cancel || seen.deadline) && give_up.is_none() {
-                give_up = Some(clock.monotonic() + self.settings().stop_grace);
+                let grace = generation.stop_grace().unwrap_or_else(|| self.settings().stop_grace);
+                give_up = Some(clock.monotonic() + grace);
             }
             let timer = give_up.or(until.filter(|_| !seen.deadline));
             let sleep = async {

@@ -322,7 +322,8 @@ impl Inner {
             return "drained";
         }
         self.parts.dispatch.interrupt_generation(sha256);
-        if self.parts.dispatch.generation_idle(sha256, STOP_GRACE).await {
+        let grace = former.stop_grace().unwrap_or(STOP_GRACE);
+        if self.parts.dispatch.generation_idle(sha256, grace).await {
             return "interrupted after swap.drain_timeout";
         }
         let left = self.parts.dispatch.abandon_generation(sha256);

@@ -94,7 +94,9 @@ fn become_runner(wire: &Arc<Wire>, load: &Load) -> Result<Arc<dyn RunnerBackend>
 fn limit(memory_bytes: u64) -> std::io::Result<()> {
     let at_most = |bytes| Rlimit { current: Some(bytes), maximum: Some(bytes) };
     setrlimit(Resource::Core, at_most(0))?;
-    setrlimit(Resource::As, at_most(memory_bytes))?;
+    // As in a sandbox: code and what is only reserved does not count as memory.
+    setrlimit(Resource::Data, at_most(memory_bytes))?;
+    setrlimit(Resource::As, at_most(memory_bytes.saturating_add(sandbox::UNWRITTEN_BYTES)))?;
     Ok(())
 }
 

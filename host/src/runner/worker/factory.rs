@@ -21,7 +21,7 @@ use crate::runner::{HostCalls, Isolation, RunnerIdentity};
 use crate::sys::clock::{Clock, SystemClock};
 use crate::sys::sandbox::{Confinement, Grants, Level, Reached};
 
-/// Most bytes of address space of a worker: room for a large working set, and far from what would
+/// Most bytes that a worker which is not confined may write to: room for a large working set, and far from what would
 /// take a small machine's memory at once.
 pub const MEMORY_BYTES: u64 = 4 << 30;
 
@@ -44,7 +44,7 @@ pub struct WorkerSpec {
     /// What it may do beyond computing and asking the host: with it the worker confines itself
     /// before it maps the file (isolation `sandbox`), without it it does not (`process`).
     pub confinement: Option<Confinement>,
-    /// Most bytes of address space, [`MEMORY_BYTES`] unless configured. A confined worker has the
+    /// Most bytes that can be written, [`MEMORY_BYTES`] unless configured. A confined worker has the
     /// limits of its confinement.
     pub memory_bytes: u64,
     /// Takes what the runner logs outside of cycles.
@@ -83,6 +83,17 @@ impl WorkerSpec {
             wanted.read.extend_from_slice(&grants.read);
             wanted.write.extend_from_slice(&grants.write);
             wanted.require = require;
+        }
+        self
+    }
+
+    /// With another limit of the memory that can be written, in either.
+    #[must_use]
+    pub fn with_memory(mut self, bytes: Option<u64>) -> Self {
+        let Some(bytes) = bytes else { return self };
+        match &mut self.confinement {
+            Some(wanted) => wanted.memory_bytes = Some(bytes),
+            None => self.memory_bytes = bytes,
         }
         self
     }

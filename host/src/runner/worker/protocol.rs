@@ -25,7 +25,7 @@ pub struct Load {
     pub setup: Setup,
     /// What it may do; none is not confined.
     pub confinement: Option<Confinement>,
-    /// Most bytes of address space of a worker that is not confined.
+    /// Most bytes that a worker which is not confined may write to.
     pub memory_bytes: u64,
 }
 

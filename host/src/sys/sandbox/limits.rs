@@ -7,7 +7,7 @@ use super::{Confinement, raw};
 
 /// Address space beside the memory that may be written: code, mapped files, reserves of the
 /// allocator, which never become memory.
-const UNWRITTEN_BYTES: u64 = 1 << 30;
+pub const UNWRITTEN_BYTES: u64 = 1 << 30;
 
 /// Everything but the number of processes, which counts only inside the new user namespace.
 pub(super) fn enter(wanted: &Confinement) -> Result<(), String> {

@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 pub use confine::{prepare, probe};
 pub use grants::{Grants, refusal};
 pub use level::{Layer, Level, Reached, layer};
+pub use limits::UNWRITTEN_BYTES;
 pub use system::{libraries, programs};
 
 use level::Tried;

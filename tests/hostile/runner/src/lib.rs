@@ -51,6 +51,16 @@ impl CycleRunner for Hostile {
         match mandate.params.get("fault").and_then(Value::as_str).unwrap_or("") {
             "huge" => return Ok(Report { summary: Some("x".repeat(9 << 20)), ..Report::ok() }),
             "print" => misdeeds::flood()?,
+            "measure" => return Ok(Report::ok().with_summary(misdeeds::measure().to_string())),
+            // Ends when it is asked to, after a while.
+            "late" => {
+                ctx.log(tracing::Level::INFO, &format!("child {}", std::process::id()));
+                let late = mandate.params.get("late_ms").and_then(Value::as_u64).unwrap_or(0);
+                while !ctx.should_stop() {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                std::thread::sleep(Duration::from_millis(late));
+            }
             "children" => misdeeds::leave_children(ctx)?,
             "threads" => misdeeds::call_from_many_threads(ctx),
             "segv" => misdeeds::touch_nothing(),

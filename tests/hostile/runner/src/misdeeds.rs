@@ -44,6 +44,19 @@ pub fn eat() {
     }
 }
 
+/// How many MiB of memory are given, up to 1 GiB; none of it is touched, and all is given back.
+pub fn measure() -> usize {
+    let mut had: Vec<Vec<u8>> = Vec::new();
+    while had.len() < 128 {
+        let mut more = Vec::new();
+        if more.try_reserve_exact(8 << 20).is_err() {
+            break;
+        }
+        had.push(more);
+    }
+    had.len() * 8
+}
+
 /// Prints 16 MiB on each of both.
 pub fn flood() -> Result<(), CallError> {
     let block = "all work and no play\n".repeat(3000);
