@@ -30,6 +30,8 @@ pub mod code {
     pub const PANIC: &str = "panic";
     /// The instance panicked earlier and did not begin this call; a fresh one can.
     pub const RETIRED: &str = "retired";
+    /// The process that ran the cycle is gone. For whoever judges a cycle, never an answer to a runner.
+    pub const DIED: &str = "died";
     /// The runner's report cannot be read.
     pub const BAD_REPORT: &str = "bad_report";
 }

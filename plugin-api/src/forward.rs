@@ -38,6 +38,13 @@ pub(crate) fn within<T>(host: &Arc<dyn HostCalls>, work: impl FnOnce() -> T) -> 
     work()
 }
 
+/// The same where no runner is loaded, in a test of its author's: this thread's events of `work` go to
+/// `host` as those of a plugin would, whatever subscriber the test has.
+pub(crate) fn recorded<T>(host: &Arc<dyn HostCalls>, work: impl FnOnce() -> T) -> T {
+    let forward = Forward { level: LevelFilter::INFO, spans: AtomicU64::new(0) };
+    tracing::subscriber::with_default(forward, || within(host, work))
+}
+
 /// Makes `home` the receiver for threads without a cycle, and this image's subscriber the
 /// forwarding one, unless the author has set another.
 pub(crate) fn install(home: &Arc<dyn HostCalls>, level: &str) {

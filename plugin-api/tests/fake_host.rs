@@ -92,7 +92,7 @@ fn a_request_that_differs_from_the_recorded_one_diverges() {
     assert_eq!(host.run(&Forgetful, &mandate).unwrap_err().code, code::STOPPED);
     let error = host.run(&Forgetful, &mandate).unwrap_err();
     assert_eq!(error.code, code::DIVERGED);
-    assert_eq!(error.detail["step"], json!(0));
+    assert_eq!(error.detail["step"], json!(1));
     let script = || FakeHost::new().reply("a").reply("b");
     assert!(survives_cuts::<Forgetful>(&json!({}), &mandate, script).is_err());
 }

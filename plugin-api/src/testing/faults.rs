@@ -120,11 +120,20 @@ impl World {
         if answer.is_some() || !is_effect(method) {
             return answer;
         }
+        self.over()
+    }
+
+    /// What every effect is answered once the cycle should end, a recorded one too.
+    pub(super) fn over(&self) -> Option<CallError> {
         if self.stopping {
             return Some(CallError::new(code::STOPPED, "the cycle is asked to end"));
         }
-        let late = self.deadline.is_some_and(|deadline| self.now >= deadline);
-        late.then(|| CallError::new(code::DEADLINE, "the deadline has passed"))
+        self.late().then(|| CallError::new(code::DEADLINE, "the cycle's time is over"))
+    }
+
+    /// True when the deadline has passed.
+    pub(super) fn late(&self) -> bool {
+        self.deadline.is_some_and(|deadline| self.now >= deadline)
     }
 
     /// Ends the attempt without an outcome.

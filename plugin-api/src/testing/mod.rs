@@ -41,6 +41,7 @@ use crate::adapter::run_guarded;
 use crate::context::{Context, HostCalls, method};
 use crate::effect::{LlmReply, LlmRequest, ToolReply};
 use crate::error::CallError;
+use crate::forward::recorded;
 use crate::mandate::Mandate;
 use crate::report::Report;
 use crate::runner::CycleRunner;
@@ -48,7 +49,7 @@ use crate::usage::Usage;
 
 pub use faults::ANY;
 pub use replay::survives_cuts;
-use world::World;
+use world::{After, World};
 
 /// A scripted host. Clones share one script and one record, so a test can keep one to look at.
 #[derive(Clone)]
@@ -190,14 +191,15 @@ impl FakeHost {
 
 /// Running and looking.
 impl FakeHost {
-    /// Runs one attempt of a cycle and gives the outcome that the daemon would see. After an
-    /// outcome that ends the attempt, the next run replays the record; after any other it is
-    /// the next cycle.
+    /// Runs one attempt of a cycle and gives the outcome that the daemon would see. What the next run
+    /// is, [`next`](Self::next) says: the same cycle from its record, afresh, or the next one.
     ///
     /// # Errors
     /// The cycle's error; `panic` when the runner panicked.
     pub fn run<R: CycleRunner>(&self, runner: &R, mandate: &Mandate) -> Result<Report, CallError> {
-        self.attempt(mandate, |host| run_guarded(runner, mandate, &Context::new(host)).0)
+        self.attempt(mandate, |host| {
+            recorded(&host, || run_guarded(runner, mandate, &Context::new(Arc::clone(&host))).0)
+        })
     }
 
     /// The same for a runner behind something else, a process for example: `run` is given the host
@@ -212,8 +214,24 @@ impl FakeHost {
     ) -> Result<Report, CallError> {
         self.lock().begin_attempt(mandate.cycle);
         let outcome = run(Arc::new(self.clone()));
-        self.lock().end_attempt(&outcome);
-        outcome
+        let mut world = self.lock();
+        world.end_attempt(&outcome);
+        world.worded(outcome)
+    }
+
+    /// The mandate as the next run gets it: after an attempt that was stopped, paused, held by the budget
+    /// or cut, the same cycle goes on from its record; after an error or the deadline it is tried
+    /// afresh; after a report that is `ok` or `paused` it is the next cycle.
+    #[must_use]
+    pub fn next(&self, mandate: &Mandate) -> Mandate {
+        let mut next = mandate.clone();
+        if self.lock().after == After::Next {
+            next.cycle += 1;
+            next.attempt = 1;
+        } else {
+            next.attempt += 1;
+        }
+        next
     }
 
     /// A view of this host for tests that call a part of a runner.
@@ -221,6 +239,12 @@ impl FakeHost {
     pub fn context(&self) -> Context {
         self.lock().ending = None;
         Context::new(Arc::new(self.clone()))
+    }
+
+    /// The time it is.
+    #[must_use]
+    pub fn now(&self) -> DateTime<Utc> {
+        self.lock().now
     }
 
     /// Time goes on.
@@ -295,7 +319,8 @@ impl FakeHost {
         self.lock().state.clone()
     }
 
-    /// What was logged, over all runs.
+    /// What was logged, over all runs: by [`Context::log`], and in [`run`](Self::run) by `tracing` on the
+    /// runner's own thread, up to `info`.
     #[must_use]
     pub fn logs(&self) -> Vec<LogLine> {
         self.lock().logs.clone()

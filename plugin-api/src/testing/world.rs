@@ -12,7 +12,7 @@ use super::{FakeHost, LogLine, Step};
 use crate::context::{HostCalls, method};
 use crate::effect::{LlmReply, LlmRequest, ToolCall, ToolReply};
 use crate::error::{CallError, code};
-use crate::report::Report;
+use crate::report::{Report, Status};
 use crate::usage::Usage;
 
 type LlmAnswers = Box<dyn FnMut(&LlmRequest) -> Result<LlmReply, CallError> + Send>;
@@ -60,7 +60,19 @@ pub(super) struct World {
     puts: BTreeMap<String, Value>,
     random: u64,
     busy: bool,
-    finished: bool,
+    saw_stop: bool,
+    pub(super) after: After,
+}
+
+/// What follows an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum After {
+    /// The same cycle, from its record.
+    Continues,
+    /// The same cycle, with an empty record.
+    Afresh,
+    /// The next cycle.
+    Next,
 }
 
 impl World {
@@ -95,18 +107,20 @@ impl World {
             puts: BTreeMap::new(),
             random: 0x9e37_79b9_7f4a_7c15,
             busy: false,
-            finished: false,
+            saw_stop: false,
+            after: After::Continues,
         }
     }
 
     pub(super) fn begin_attempt(&mut self, cycle: u32) {
-        if self.finished {
+        if self.after != After::Continues {
             self.record.clear();
-            self.finished = false;
+            self.after = After::Continues;
         }
         self.cycle = cycle;
         self.position = 0;
         self.stopping = false;
+        self.saw_stop = false;
         self.ending = None;
         self.was_cut = false;
         self.puts.clear();
@@ -120,15 +134,48 @@ impl World {
             self.was_cut = true;
             return;
         }
-        if outcome.as_ref().is_err_and(CallError::ends_attempt) {
+        self.after = self.follows(outcome);
+        if self.after == After::Continues {
             return;
         }
-        self.finished = true;
         let claim = outcome.as_ref().map_or(Usage::ZERO, Report::usage).minus(self.cycle_metered);
         self.settled = self.settled.plus(self.cycle_metered).plus(claim.max(self.cycle_claimed));
         (self.cycle_metered, self.cycle_claimed) = (Usage::ZERO, Usage::ZERO);
-        if outcome.is_ok() {
+        // What a re-run will do again must not have landed.
+        if self.after == After::Next {
             self.state.append(&mut self.puts);
+        }
+    }
+
+    /// What the daemon makes of an outcome. What the host imposed counts before what the runner says.
+    fn follows(&self, outcome: &Result<Report, CallError>) -> After {
+        let told_to_end = match self.stopping && !self.late() {
+            true => After::Continues,
+            false => After::Afresh,
+        };
+        if let Some(imposed) = &self.ending {
+            return if imposed.code == code::DEADLINE { After::Afresh } else { After::Continues };
+        }
+        match outcome {
+            Ok(report) if report.status != Status::Error => After::Next,
+            Ok(_) if self.saw_stop => told_to_end,
+            Ok(_) => After::Afresh,
+            Err(error) => match error.code.as_str() {
+                code::PAUSED => After::Next,
+                code::STOPPED | code::DEADLINE => told_to_end,
+                code::DIED => After::Continues,
+                _ => After::Afresh,
+            },
+        }
+    }
+
+    /// The outcome as the daemon words it: a cycle that ends because its time is over failed of that.
+    pub(super) fn worded(&self, outcome: Result<Report, CallError>) -> Result<Report, CallError> {
+        match outcome {
+            Err(error) if error.code == code::STOPPED && self.late() && !self.was_cut => {
+                Err(CallError { code: code::DEADLINE.to_owned(), ..error })
+            }
+            other => other,
         }
     }
 
@@ -160,13 +207,11 @@ impl World {
         let number = self.position;
         let step = self.record.get(number)?;
         if step.method != method || &step.request != request {
+            let (number, recorded) = (number + 1, json!({"call": step.method, "request": step.request}));
             let mut error =
                 CallError::new(code::DIVERGED, format!("step {number} differs from the recorded one"));
-            error.detail = json!({
-                "step": number,
-                "recorded": {"method": step.method, "request": step.request},
-                "requested": {"method": method, "request": request},
-            });
+            error.detail =
+                json!({"step": number, "recorded": recorded, "asked": {"call": method, "request": request}});
             return Some(Err(error));
         }
         self.position += 1;
@@ -271,8 +316,15 @@ impl FakeHost {
             if world.cut == Some(world.position) {
                 return Err(world.crash());
             }
+            if let Some(over) = is_effect(method).then(|| world.over()).flatten() {
+                return Err(over);
+            }
             if let Some(recorded) = world.replay(method, request) {
                 return recorded;
+            }
+            if method == method::USAGE {
+                // Nothing is recorded of what cannot be read.
+                parse::<Usage>(request)?;
             }
             if let Some(error) = world.refusal(method, request) {
                 let answer = Err(error);
@@ -352,10 +404,10 @@ impl HostCalls for FakeHost {
     }
 
     fn should_stop(&self) -> bool {
-        let world = self.lock();
-        world.stopping
-            || world.ending.is_some()
-            || world.deadline.is_some_and(|deadline| world.now >= deadline)
+        let mut world = self.lock();
+        let stop = world.over().is_some() || world.ending.is_some();
+        world.saw_stop |= stop;
+        stop
     }
 
     fn deadline(&self) -> Option<DateTime<Utc>> {

@@ -248,7 +248,10 @@ impl World {
             report: Some(Report::ok()),
             error: None,
             claimed,
-            state_puts: if end == CycleEnd::Done { services.state_puts() } else { HashMap::new() },
+            state_puts: match end {
+                CycleEnd::Done | CycleEnd::More | CycleEnd::Checkpoint => services.state_puts(),
+                _ => HashMap::new(),
+            },
             pause_after_failures: None,
             claim: None,
         };

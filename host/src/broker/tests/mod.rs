@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests prepare and read files of their own")]
 
 mod bench;
+mod conformance;
 mod crash;
 mod rules;
 

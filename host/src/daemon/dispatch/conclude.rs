@@ -155,7 +155,7 @@ mod tests {
     use super::*;
     use crate::runner::Death;
     use crate::store::{self, BudgetBlock};
-    use kairos_plugin_api::CallError;
+    use kairos_plugin_api::{CallError, Mandate};
 
     const NONE: Stops = Stops { cancel: false, shutdown: false, deadline: false, abandon: false };
     const CANCEL: Stops = Stops { cancel: true, ..NONE };
@@ -268,5 +268,79 @@ mod tests {
     fn program_that_embeds_may_say_by_itself_that_it_shuts_down() {
         let seen = Seen { builtin: true, ..Seen::default() };
         assert_eq!(conclude(&failed(code::STOPPED), &seen).end, CycleEnd::Interrupted);
+    }
+
+    /// Whether the scripted host of the plugin-api goes on after an outcome as this table does.
+    #[test]
+    fn authors_fake_host_goes_on_as_the_daemon_does() {
+        use crate::domain::mandate::{AfterCycle as A, after_cycle};
+        use kairos_plugin_api::testing::FakeHost;
+
+        let error = |code: &str| Err(CallError::new(code, "x"));
+        let outcomes = [
+            Ok(Report::ok()),
+            Ok(Report::ok().with_more()),
+            Ok(Report::paused("x")),
+            Ok(Report::error("x")),
+            error(code::STOPPED),
+            error(code::DEADLINE),
+            error(code::PAUSED),
+            error(code::BUDGET_EXHAUSTED),
+            error(code::FAILED),
+            error(code::PANIC),
+            error("of_a_later_version"),
+        ];
+        let imposed = [
+            (None, NONE),
+            (None, SHUTDOWN),
+            (None, DEADLINE),
+            (Some((code::STOPPED, Imposed::Stopped)), SHUTDOWN),
+            (Some((code::DEADLINE, Imposed::Deadline)), DEADLINE),
+            (budget().map(|why| (code::BUDGET_EXHAUSTED, why)), NONE),
+            (diverged().map(|why| (code::DIVERGED, why)), NONE),
+            (review().map(|why| (code::PAUSED, why)), NONE),
+        ];
+        let mandate = Mandate::new("m", "g");
+        for (why, stops) in &imposed {
+            for outcome in &outcomes {
+                let mut host = FakeHost::new();
+                if stops.deadline {
+                    host = host.clone().deadline(host.now());
+                }
+                if let Some((code, _)) = why {
+                    host = host.fail_at("llm", 1, CallError::new(code, "x"));
+                }
+                let _ = host.attempt(&mandate, |calls| {
+                    calls.call("now", b"{}").unwrap();
+                    if stops.shutdown {
+                        host.stop();
+                    }
+                    if why.is_some() {
+                        calls.call("llm", b"{}").unwrap_err();
+                    }
+                    outcome.clone()
+                });
+                let next = host.next(&mandate);
+                let mut kept = false;
+                let _ = host.attempt(&next, |_| {
+                    kept = !host.steps().is_empty();
+                    Ok(Report::ok())
+                });
+                let seen =
+                    Seen { stops: *stops, imposed: why.clone().map(|(_, why)| why), ..Seen::default() };
+                let returned = match outcome.clone() {
+                    Ok(report) => Outcome::Report(report),
+                    Err(error) => Outcome::Failed(RunnerError::Call(error)),
+                };
+                let end = conclude(&returned, &seen).end;
+                let expected = match after_cycle(end, 1, 10, 0, 0) {
+                    A::SameCycle | A::PauseBudget | A::Review => (1, true),
+                    A::RetryCycle => (1, false),
+                    A::Succeed | A::NextCycle | A::PauseCheckpoint => (2, false),
+                    other => panic!("{other:?} after one cycle"),
+                };
+                assert_eq!((next.cycle, kept), expected, "{outcome:?} {seen:?}");
+            }
+        }
     }
 }

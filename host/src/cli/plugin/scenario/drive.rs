@@ -22,13 +22,11 @@ const MOST_CUTS: usize = 500;
 
 /// Codes of what a runner's own constructor did.
 const OF_THE_RUNNER: [&str; 4] = ["setup_refused", "panic_in_new", "crashed", "load_timeout"];
-/// The code of a runner whose process is gone.
-const DIED: &str = "died";
 /// The code of a runner that did not end in time.
 const HUNG: &str = "hung";
 /// What can come of a run beside what a host answers.
 pub const OUTCOMES: [&str; 6] =
-    [OF_THE_RUNNER[0], OF_THE_RUNNER[1], OF_THE_RUNNER[2], OF_THE_RUNNER[3], DIED, HUNG];
+    [OF_THE_RUNNER[0], OF_THE_RUNNER[1], OF_THE_RUNNER[2], OF_THE_RUNNER[3], code::DIED, HUNG];
 
 /// Starts a fresh runner with these params, in another process where there are processes.
 pub type Start<'a> = &'a dyn Fn(&Map<String, Value>) -> Result<Arc<dyn RunnerBackend>, LoadError>;
@@ -151,13 +149,8 @@ fn once(scenario: &Scenario, start: Start<'_>, cut: Option<Cut>) -> Result<Vec<R
         if let Some(cut) = cut.filter(|cut| cut.run == number) {
             host = host.cut_at_step(cut.place);
         }
-        let run = stage.run(&host, &mut mandate)?;
-        mandate.attempt += 1;
-        if !run.outcome.as_ref().is_err_and(CallError::ends_attempt) {
-            mandate.cycle += 1;
-            mandate.attempt = 1;
-        }
-        runs.push(run);
+        runs.push(stage.run(&host, &mut mandate)?);
+        mandate = host.next(&mandate);
     }
     Ok(runs)
 }
@@ -214,11 +207,15 @@ impl Stage<'_> {
             },
         };
         self.backend = Some(Arc::clone(&backend));
+        if let Some(time) = self.scenario.deadline {
+            // Each attempt has its own; clones are one host.
+            drop(host.clone().deadline(host.now() + time));
+        }
         let mut gone = None;
         let outcome = host.attempt(mandate, |calls| {
             let outcome = called(&backend, mandate, host, calls, self.scenario.timeout);
             if let Err(error) = &outcome
-                && [DIED, HUNG].contains(&error.code.as_str())
+                && [code::DIED, HUNG].contains(&error.code.as_str())
             {
                 gone = Some(error.clone());
             }
@@ -263,7 +260,7 @@ fn called(
     match outcome.recv_timeout(timeout) {
         Ok(outcome) => return outcome.map_err(to_call_error),
         Err(RecvTimeoutError::Disconnected) => {
-            return Err(CallError::new(DIED, "the thread that ran it is gone"));
+            return Err(CallError::new(code::DIED, "the thread that ran it is gone"));
         }
         Err(RecvTimeoutError::Timeout) => {}
     }
@@ -287,8 +284,8 @@ fn to_call_error(error: RunnerError) -> CallError {
         RunnerError::Call(error) => error,
         RunnerError::Panic(message) => CallError::new(code::PANIC, message),
         RunnerError::BadReport(message) => CallError::new(code::BAD_REPORT, message),
-        RunnerError::Unavailable(why) => CallError::new(DIED, why),
-        RunnerError::Died(death) => CallError::new(DIED, death.to_string()),
+        RunnerError::Unavailable(why) => CallError::new(code::DIED, why),
+        RunnerError::Died(death) => CallError::new(code::DIED, death.to_string()),
     }
 }
 

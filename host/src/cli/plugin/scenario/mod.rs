@@ -32,7 +32,7 @@ pub struct Scenario {
     pub mandate: Mandate,
     /// The time at its start; the clock moves only by `takes` of a fault.
     pub now: DateTime<Utc>,
-    /// How long a cycle may take on that clock.
+    /// How long an attempt may take on that clock.
     pub deadline: Option<Duration>,
     /// How long one call of the runner may really take.
     pub timeout: Duration,
@@ -44,8 +44,8 @@ pub struct Scenario {
     pub faults: Vec<Fault>,
     /// Play it again with a crash before every step, and demand the same.
     pub cuts: bool,
-    /// What is to come of each run. A run whose attempt was ended is followed by the next attempt
-    /// of its cycle, any other by the next cycle.
+    /// What is to come of each run. A run that the host ended or that died is followed by the next
+    /// attempt of its cycle, one that failed by the same cycle afresh, any other by the next cycle.
     pub expect: Vec<Expect>,
 }
 
@@ -149,9 +149,6 @@ impl Scenario {
     #[must_use]
     pub fn host(&self) -> FakeHost {
         let mut host = FakeHost::new().at(self.now);
-        if let Some(deadline) = self.deadline {
-            host = host.deadline(self.now + deadline);
-        }
         for (key, value) in &self.state {
             host = host.state(key, value.clone());
         }
