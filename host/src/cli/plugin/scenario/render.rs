@@ -100,6 +100,11 @@ pub fn json(verdicts: &[Verdict]) -> Value {
     json!({"passed": verdicts.iter().all(Verdict::passed), "scenarios": scenarios})
 }
 
+/// Two characters that XML cannot hold, whatever is made of the others on the way.
+fn for_xml(text: &str) -> String {
+    text.replace(['\u{fffe}', '\u{ffff}'], "\u{fffd}")
+}
+
 /// For build servers: a suite for each scenario, a case for each expectation.
 ///
 /// # Errors
@@ -107,17 +112,18 @@ pub fn json(verdicts: &[Verdict]) -> Value {
 pub fn junit(plugin: &str, verdicts: &[Verdict]) -> anyhow::Result<String> {
     let mut report = Report::new(plugin);
     for verdict in verdicts {
-        let mut suite = TestSuite::new(format!("{}: {}", verdict.scenario.file, verdict.scenario.name));
+        let name = for_xml(&verdict.scenario.name);
+        let mut suite = TestSuite::new(for_xml(&format!("{}: {name}", verdict.scenario.file)));
         for check in &verdict.checks {
             let status = if check.ok {
                 TestCaseStatus::success()
             } else {
                 let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);
-                status.set_message(format!("expected {}, got {}", check.expected, check.got));
+                status.set_message(for_xml(&format!("expected {}, got {}", check.expected, check.got)));
                 status
             };
-            let mut case = TestCase::new(verdict.what(check), status);
-            case.set_classname(&*verdict.scenario.name);
+            let mut case = TestCase::new(for_xml(&verdict.what(check)), status);
+            case.set_classname(name.as_str());
             suite.add_test_case(case);
         }
         report.add_test_suite(suite);

@@ -1,0 +1,293 @@
+//! `kairos plugin test`: scenarios that pass, that differ and that are wrong.
+
+use super::*;
+use serde_json::{Value, json};
+
+#[test]
+fn the_example_passes_its_own_scenario() {
+    let scenario = fs::read_to_string(workspace().join("examples/hello-runner/scenario.yml")).unwrap();
+    for isolation in ["in_process", "process", "sandbox"] {
+        let more = ["--isolation", isolation, "--json"];
+        let tested = Desk::new().play("hello_runner", &scenario, &more);
+        assert_eq!(tested.code, 0, "{}{}", tested.stdout, tested.stderr);
+        let view: Value = serde_json::from_str(&tested.stdout).unwrap();
+        assert_eq!(view["isolation"], isolation);
+        // How far the sandbox got is said, whatever this machine allows.
+        let level = view["sandbox"]["level"].as_str();
+        assert_eq!(level.is_some(), isolation == "sandbox", "{view}");
+    }
+}
+
+#[test]
+fn what_differs_is_said_with_both_sides_to_people_programs_and_build_servers() {
+    let scenario = "
+mandate: {goal: Shorten., params: {file: a.md}}
+replies: [{tool: fs.read, output: {content: x}}, {llm: Short.}, {tool: fs.read, refuses: no such file}]
+expect:
+  status: ok
+  summary: something else
+  steps: [llm]
+  usage: {llm_calls: 2}
+";
+    let desk = Desk::new();
+    let tested = desk.play("hello_runner", scenario, &["--junit", "junit.xml"]);
+    assert_eq!(tested.code, 1, "{}", tested.stderr);
+    for line in [
+        "DIFFERS  status",
+        "got      invalid: the script has no answer of tool \"fs.edit\"",
+        "DIFFERS  steps\n           expected [llm]\n           got      [tool:fs.read, llm, tool:fs.read, tool:fs.edit]",
+        "DIFFERS  usage.llm_calls\n           expected 2\n           got      1",
+        "4 of 4 not as expected",
+    ] {
+        assert!(tested.stdout.contains(line), "{line}\nis missing in\n{}", tested.stdout);
+    }
+    let junit = fs::read_to_string(desk.0.path().join("junit.xml")).unwrap();
+    assert!(junit.contains("tests=\"4\"") && junit.contains("failures=\"4\""), "{junit}");
+    let tested = desk.play("hello_runner", scenario, &["--json"]);
+    assert_eq!(tested.code, 1);
+    let view: Value = serde_json::from_str(&tested.stdout).unwrap();
+    let scenario = &view["scenarios"][0];
+    assert_eq!((&view["passed"], &scenario["passed"]), (&json!(false), &json!(false)));
+    assert_eq!(scenario["checks"][2]["what"], "usage.llm_calls");
+    assert_eq!(scenario["runs"][0]["wal"][1]["kind"], "llm");
+    let error: Value = serde_json::from_str(&tested.stderr).unwrap();
+    assert_eq!(error["error"]["code"], "scenario_differs");
+}
+
+#[test]
+fn every_mistake_of_a_scenario_is_reported_at_its_line_before_anything_runs() {
+    let scenario = "
+mandate: {gaol: x}
+replies:
+  - {llm: a, tool: b}
+  - {tool: fs.read}
+faults:
+  - {call: lmm, crash: true}
+  - {call: llm}
+expect:
+  stauts: ok
+  more: perhaps
+";
+    let tested = Desk::new().play("stub", scenario, &[]);
+    assert_eq!(tested.code, 2, "{}", tested.stdout);
+    for line in [
+        "scenario.yml:2:11: mandate.gaol: unknown key\n    -> did you mean `goal`?",
+        "scenario.yml:4:5: replies[0]: a reply is to one call",
+        "scenario.yml:5:5: replies[1]: a tool answers in one way",
+        "scenario.yml:7:12: faults[0].call: no such call\n    -> did you mean `llm`?",
+        "scenario.yml:8:5: faults[1]: a fault does one thing",
+        "scenario.yml:10:3: expect.stauts: unknown key\n    -> did you mean `status`?",
+        "scenario.yml:11:9: expect.more: expected true or false",
+    ] {
+        assert!(tested.stderr.contains(line), "{line}\nis missing in\n{}", tested.stderr);
+    }
+    let missing = Desk::new().kairos(&["plugin", "test", "x.so", "--scenario", "none.yml"]);
+    assert_eq!(missing.code, 2);
+    assert!(missing.stderr.contains("none.yml: no such file"), "{}", missing.stderr);
+}
+
+#[test]
+fn faults_end_attempts_and_the_next_run_goes_on_from_the_record() {
+    passes(
+        "stub",
+        "
+mandate: {params: {phases: true, prompt: 'Hello?', tool: fs.read, more: true}}
+replies: [{llm: Hi.}, {tool: fs.read, output: {content: x}}, {llm: Again.}, {tool: fs.read, error: {code: denied}}]
+faults:
+  - {call: 'tool:fs.read', answer: budget_exhausted}
+  - {call: llm, nth: 2, crash: true}
+cuts: all
+expect:
+  - {status: budget_exhausted, steps: [{call: llm, phase: act, contains: Hello}], metered: {llm_calls: 1}}
+  - {status: ok, more: true, steps: [llm, 'tool:fs.read'], metered: {llm_calls: 0}, attempts: 1}
+  - status: denied
+    error: {contains: scenario}
+    attempts: 2
+    steps: [llm, {call: 'tool:fs.read', error: denied}]
+    phases: [observe, orient, decide, act]
+",
+    );
+}
+
+#[test]
+fn time_cancelling_usage_and_logs_are_part_of_a_scenario() {
+    passes(
+        "stub",
+        "
+deadline: 1m
+mandate: {params: {prompt: 'Hello?', log: a line}}
+faults: [{call: llm, takes: 2m}]
+expect:
+  status: deadline
+  steps: []
+  logs: [{level: info, contains: asked to log}, a line]
+",
+    );
+    passes(
+        "stub",
+        "
+mandate: {params: {phases: true, prompt: 'Hello?', input_tokens: 70}}
+replies: [{llm: Hi., usage: {input_tokens: 50, output_tokens: 5}}]
+faults: [{call: phase, nth: 5, cancel: true}]
+expect: {status: ok, usage: {llm_calls: 1, input_tokens: 70, output_tokens: 5}}
+",
+    );
+}
+
+#[test]
+fn a_runner_that_hangs_panics_or_refuses_is_an_outcome_like_any_other() {
+    passes(
+        "hostile_runner",
+        "
+timeout: 300ms
+mandate: {params: {fault: deaf}}
+expect: {status: hung, error: {contains: did not end within 300ms; it did not listen and was killed}}
+",
+    );
+    passes("hostile_runner", "{mandate: {params: {fault: segv}}, expect: {status: died, attempts: 1}}");
+    passes(
+        "hostile_runner",
+        "
+mandate: {params: {fault: panic}}
+expect: {status: panic, error: {contains: asked to}}
+",
+    );
+    passes(
+        "hostile_runner",
+        "{params: {fault: refuse}, expect: {status: setup_refused, error: {contains: says to refuse}}}",
+    );
+    passes("hostile_runner", "{params: {fault: bad_report}, expect: {status: bad_report}}");
+}
+
+#[test]
+fn a_runner_that_asks_something_else_after_a_crash_is_found() {
+    let scenario = "
+mandate: {params: {fault: fickle}}
+replies: [{llm: a}, {llm: b}]
+cuts: all
+expect: {status: ok}
+";
+    let tested = Desk::new().play("hostile_runner", scenario, &[]);
+    assert_eq!(tested.code, 1, "{}", tested.stdout);
+    assert!(tested.stdout.contains("DIFFERS  cuts"), "{}", tested.stdout);
+    assert!(tested.stdout.contains("a crash before step 1, llm: step 1 asks llm {"), "{}", tested.stdout);
+}
+
+#[test]
+fn a_file_that_is_no_plugin_is_said_to_be_none() {
+    let desk = Desk::new();
+    desk.file("scenario.yml", "expect: {}");
+    desk.file("not.so", "text");
+    let tested = desk.kairos(&["plugin", "test", "./not.so", "--scenario", "scenario.yml", "--json"]);
+    assert_eq!(tested.code, 1);
+    let error: Value = serde_json::from_str(&tested.stderr).unwrap();
+    assert_eq!(error["error"]["code"], "not_elf");
+}
+
+#[test]
+fn mistakes_of_syntax_hide_no_others() {
+    let scenario = "
+mandate: {gaol: x
+replies:
+  - {llmm: a, txt: b}
+  - {tool: fs.read, output: 1, outptu: 2}
+faults:
+  - call: llm
+    answer: budget_exausted
+  - {call: llm, message: no more}
+expect:
+  - {status: stoped}
+  - {status: \"ok}
+now: tomorrow
+timeouts: 3s
+";
+    let tested = Desk::new().play("stub", scenario, &[]);
+    assert_eq!(tested.code, 2, "{}", tested.stdout);
+    for line in [
+        "not valid YAML",
+        "scenario.yml:4:5: replies[0]: a reply is to one call",
+        "scenario.yml:4:6: replies[0].llmm: unknown key\n    -> did you mean `llm`?",
+        "scenario.yml:5:32: replies[1].outptu: unknown key\n    -> did you mean `output`?",
+        "scenario.yml:8:13: faults[0].answer: not a known word\n    -> did you mean `budget_exhausted`?",
+        "scenario.yml:9:5: faults[1]: a fault does one thing",
+        "scenario.yml:13:6: now: not a time",
+        "scenario.yml:14:1: timeouts: unknown key\n    -> did you mean `timeout`?",
+    ] {
+        assert!(tested.stderr.contains(line), "{line}\nis missing in\n{}", tested.stderr);
+    }
+    assert_eq!(tested.stderr.matches("not valid YAML").count(), 2, "{}", tested.stderr);
+    assert!(!tested.stderr.contains("nothing is expected"), "{}", tested.stderr);
+}
+
+#[test]
+fn every_kind_of_difference_is_readable_and_fails() {
+    let scenario = "
+name: nothing is as expected
+deadline: 1m
+mandate: {params: {phases: true, prompt: 'Hello?', tool: fs.read, log: a line}}
+replies: [{llm: Hi., usage: {input_tokens: 5}}, {tool: fs.read, output: {content: x}}]
+faults: [{call: llm, takes: 2m}]
+expect:
+  - {status: ok, error: no trouble, attempts: 2, phases: [observe], logs: [{level: warn, contains: a line}]}
+  - status: error
+    more: true
+    summary: {contains: never said}
+    usage: {llm_calls: 2, input_tokens: 6}
+    metered: {output_tokens: 9}
+    state: {key: 1}
+    steps: [llm, {call: 'tool:fs.read', phase: reflect, args: {path: other}, error: denied}]
+";
+    let tested = Desk::new().play("stub", scenario, &[]);
+    assert_eq!(tested.code, 1, "{}{}", tested.stdout, tested.stderr);
+    for (what, expected, got) in [
+        ("run 1: status", "ok", "deadline: "),
+        ("run 1: error", "\"no trouble\"", "\""),
+        ("run 1: attempts", "2", "1"),
+        ("run 1: phases", "observe", "observe, orient"),
+        ("run 1: logs[0]", "WARN \"a line\"", "INFO \"asked to log\""),
+        ("run 2: status", "error", "ok"),
+        ("run 2: more", "true", "false"),
+        ("run 2: summary", "\"never said\" in it", "\""),
+        ("run 2: usage.llm_calls", "2", "1"),
+        ("run 2: usage.input_tokens", "6", "5"),
+        ("run 2: metered.output_tokens", "9", "0"),
+        ("run 2: state.key", "1", "null"),
+        ("run 2: steps[1].phase", "reflect", "act"),
+        ("run 2: steps[1].args", "{\"path\":\"other\"}", "{"),
+        ("run 2: steps[1].error", "denied", "no error"),
+    ] {
+        let text = format!("  DIFFERS  {what}\n           expected {expected}\n           got      {got}");
+        assert!(tested.stdout.contains(&text), "{text}\nis missing in\n{}", tested.stdout);
+    }
+    assert!(tested.stderr.contains("1 of 1 scenarios not as expected"), "{}", tested.stderr);
+}
+
+#[test]
+fn junit_holds_whatever_text_there_is() {
+    let hostile = "<b a=\"1\">&amp; ]]> '\u{1b}[31m \u{1} \u{fffe} \u{1F600} --> <![CDATA[";
+    let scenario = json!({
+        "name": hostile,
+        "mandate": {"params": {"prompt": "Hello?"}},
+        "replies": [{"llm": hostile}],
+        "expect": {"status": "error", "summary": hostile, "steps": [{"call": "llm", "contains": hostile}]},
+    });
+    let desk = Desk::new();
+    let tested = desk.play("stub", &scenario.to_string(), &["--junit", "junit.xml"]);
+    assert_eq!(tested.code, 1, "{}{}", tested.stdout, tested.stderr);
+    // On a terminal, too, nothing of it acts.
+    assert!(!tested.stdout.contains('\u{1b}') && !tested.stdout.contains('\u{1}'), "{:?}", tested.stdout);
+    let xml = fs::read_to_string(desk.0.path().join("junit.xml")).unwrap();
+    let stray = xml.chars().find(|c| (c.is_control() && *c != '\n') || *c == '\u{fffe}');
+    assert_eq!(stray, None, "{xml:?}");
+    let report =
+        quick_junit::Report::deserialize_from_str(&xml).unwrap_or_else(|error| panic!("{error}: {xml}"));
+    assert_eq!((report.tests, report.test_suites.len()), (4, 1));
+    assert!(report.failures >= 2, "{xml}");
+    let suite = &report.test_suites[0];
+    assert!(
+        suite.name.contains("<b a=\"1\">&amp; ]]>") && suite.name.contains('\u{1F600}'),
+        "{}",
+        suite.name.as_str()
+    );
+    assert_eq!(suite.test_cases[0].name.as_str(), "status");
+}
