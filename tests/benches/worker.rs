@@ -169,14 +169,22 @@ fn waiting(spec: &impl Fn() -> WorkerSpec, answers: u32) {
     let Some(pid) = children().difference(&before).next().copied() else {
         return println!("CPU of a worker that waits: not known, this kernel does not name children");
     };
-    let idle = cpu_of(pid);
+    let before = cpu_of(pid);
     std::thread::sleep(PAUSE * answers);
     let begun = cpu_of(pid);
     call(&worker, answers as usize, PAUSE);
-    let (slow, idle) = (cpu_of(pid) - begun, begun - idle);
-    let time = PAUSE * answers;
-    println!("{:<40}{idle:>12.2?}", format!("CPU of a worker, idle for {time:?}"));
-    println!("{:<40}{slow:>12.2?}", format!("  {answers} calls, answered after {PAUSE:?} each"));
+    let (idle, slow) = (begun - before, cpu_of(pid) - begun);
+    let mut bare = PingPong::start();
+    bare.round_trip();
+    let begun = cpu_of(bare.child.id());
+    for _ in 0..answers {
+        std::thread::sleep(PAUSE);
+        bare.round_trip();
+    }
+    let bare = cpu_of(bare.child.id()) - begun;
+    println!("{:<40}{idle:>12.2?}", format!("CPU of a worker, idle for {:?}", PAUSE * answers));
+    let row = format!("  {answers} calls, answered after {PAUSE:?} each");
+    println!("{row:<40}{slow:>12.2?}{:>12}  of bare {bare:.2?}, and three spins of 100.00µs", "");
 }
 
 /// Processes that this one has started.

@@ -111,3 +111,76 @@ impl Channel {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runner::worker::frame::{Kind, encode};
+    use rustix::process::{PidfdFlags, getpid, pidfd_open};
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    /// A channel, its other end, and a process that lives on.
+    fn channel() -> (Channel, UnixStream, OwnedFd) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let alive = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
+        (Channel::new(ours.into(), SystemClock::default()), theirs, alive)
+    }
+
+    fn answer(id: u64) -> Vec<u8> {
+        encode(Kind::Answer, id, &[&vec![7; 1 + 37 * id as usize]]).unwrap()
+    }
+
+    #[test]
+    fn answers_are_received_whole_whether_they_come_at_once_or_late_or_in_pieces() {
+        let (mut channel, mut theirs, alive) = channel();
+        let answering = std::thread::spawn(move || {
+            let mut question = [0; 1];
+            for id in 0..200 {
+                theirs.read_exact(&mut question).unwrap();
+                let bytes = answer(id);
+                // From no time at all to far beyond any spin.
+                for piece in bytes.chunks(bytes.len() / (1 + id as usize % 3) + 1) {
+                    std::thread::sleep(Duration::from_micros(id % 4 * id));
+                    theirs.write_all(piece).unwrap();
+                }
+            }
+        });
+        for id in 0..200 {
+            channel.send(&[0], &alive, None).unwrap();
+            let frame = channel.receive(&alive, None).unwrap();
+            assert_eq!((frame.id, frame.payload.len()), (id, 1 + 37 * id as usize));
+        }
+        answering.join().unwrap();
+        assert_eq!(channel.receive(&alive, None), Err(Trouble::Closed));
+    }
+
+    #[test]
+    fn what_never_comes_is_late_and_what_ends_in_mid_frame_is_cut() {
+        let (mut channel, mut theirs, alive) = channel();
+        channel.send(&[0], &alive, None).unwrap();
+        let soon = channel.clock.monotonic() + Duration::from_millis(5);
+        assert_eq!(channel.receive(&alive, Some(soon)), Err(Trouble::Late));
+        theirs.write_all(&answer(1)).unwrap();
+        theirs.write_all(&answer(2)[..20]).unwrap();
+        // One that closes with something unread has reset the connection instead.
+        theirs.read_exact(&mut [0]).unwrap();
+        drop(theirs);
+        assert_eq!(channel.receive(&alive, None).unwrap().id, 1);
+        assert_eq!(channel.receive(&alive, None), Err(Trouble::Broken(FrameError::Cut)));
+    }
+
+    #[test]
+    fn words_of_a_process_that_has_ended_are_heard_before_its_end_is_told() {
+        let (mut channel, mut theirs, _) = channel();
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let ended = pidfd_open(rustix::process::Pid::from_child(&child), PidfdFlags::empty()).unwrap();
+        child.wait().unwrap();
+        theirs.write_all(&answer(1)).unwrap();
+        channel.send(&[0], &ended, None).unwrap();
+        assert_eq!(channel.receive(&ended, None).unwrap().id, 1);
+        // Somebody else holds its end of the socket, as a child that it left behind would.
+        assert_eq!(channel.receive(&ended, None), Err(Trouble::Ended));
+        drop(theirs);
+    }
+}
