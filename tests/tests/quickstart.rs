@@ -15,7 +15,7 @@ use kairos_host::broker::stop::StopSignal;
 use kairos_host::broker::tools::{Tools, Workspace};
 use kairos_host::broker::{Broker, Settling};
 use kairos_host::config::schedules::{Around, SchedulesFile};
-use kairos_host::config::{self, DaemonConfig, Isolation};
+use kairos_host::config::{self, DaemonConfig};
 use kairos_host::domain::mandate::{CycleEnd, MandateState};
 use kairos_host::domain::schedule::{Overlap, ScheduleSpec};
 use kairos_host::runner::{Generation, Launcher, PluginStore, RunnerConfig, Runners, SearchPath};
@@ -58,10 +58,7 @@ impl Quickstart {
             .unwrap_or_else(|report| panic!("{report:?}"));
         assert_eq!(warnings.warnings(), 0, "{warnings:?}");
         let runner = &daemon.runners["cognitive"];
-        assert_eq!(
-            (runner.plugin.as_str(), runner.isolation),
-            ("cognitive-loop", Some(Isolation::InProcess))
-        );
+        assert_eq!((runner.plugin.as_str(), runner.isolation), ("cognitive-loop", None));
         let schedules = fs::read(config.join("schedules.yml")).unwrap();
         let around = Around { zones: &zones, runners: &["cognitive".to_owned()], now: None };
         let schedules = SchedulesFile::parse(&schedules, "schedules.yml", around);
@@ -211,6 +208,28 @@ fn the_board_is_made_again_when_it_is_gone_and_left_alone_when_it_is_somebody_el
     assert_eq!(report.summary.as_deref(), Some("The board was left as it is."));
     assert_eq!(quickstart.text(), "mine\n");
     assert_eq!(Usage::ZERO, quickstart.broker.store.day(DAY).unwrap().reserved);
+}
+
+#[test]
+fn the_example_runs_as_it_is_with_its_runner_in_a_worker() -> anyhow::Result<()> {
+    let root = kairos_tests::Root::new();
+    for name in ["daemon.yml", "schedules.yml", "replies.yml"] {
+        let text = fs::read_to_string(example().join(".kairos/config").join(name))?;
+        // Where the tests' plugins lie is not where an installed one would.
+        let found = kairos_tests::plugin("cognitive_loop").display().to_string();
+        let text = text.replace("plugin: cognitive-loop", &format!("plugin: {found:?}"));
+        root.write(&format!("config/{name}"), &text);
+    }
+    assert_eq!(root.cli(&["config", "check"]).code, 0);
+    let _daemon = root.start()?;
+    root.wait_for("a step", || {
+        let list = root.json(&["mandate", "list", "--state", "succeeded"]);
+        (!list.as_array()?.is_empty()).then_some(())
+    })?;
+    assert!(fs::read_to_string(root.path().join("work/board.md"))?.contains("- [x]"));
+    assert_eq!(root.json(&["plugin", "list"])[0]["isolation"], "process");
+    assert!(root.json(&["budget", "show"])["spent"]["calls"].as_u64().unwrap() >= 3);
+    Ok(())
 }
 
 #[test]

@@ -7,14 +7,18 @@ use std::sync::Arc;
 
 use super::commands;
 use crate::broker::tools::process::CommandSpec;
-use crate::broker::tools::process::ready::Lack;
+use crate::broker::tools::process::ready::{self, Lack};
 use crate::config::commands::known;
 use crate::config::report::{Level, Problem, Report, quoted};
 use crate::config::{DaemonConfig, Env, Isolation, Paths, RunnerConfig, SchedulesFile};
 
 /// The commands that runners rest on, by the names of the runners.
 #[derive(Default)]
-pub struct Fitness(BTreeMap<String, CommandSpec>);
+pub struct Fitness {
+    commands: BTreeMap<String, CommandSpec>,
+    /// `PATH` of the daemon itself, for a hint.
+    path: String,
+}
 
 impl Fitness {
     /// Of these runners.
@@ -25,21 +29,34 @@ impl Fitness {
             let spec = commands::spec(command, config.commands.get(command)?, paths, env);
             Some((name.clone(), spec))
         });
-        Self(runners.collect())
+        Self { commands: runners.collect(), path: env.get("PATH").unwrap_or_default().to_owned() }
     }
 
     /// All runners that could do nothing now, each with the reason in one line. Looks at files.
     #[must_use]
     pub fn all_unfit(&self) -> BTreeMap<String, String> {
-        self.0.iter().filter_map(|(runner, spec)| Some((runner.clone(), unfit(spec)?))).collect()
+        let each = self.commands.iter();
+        each.filter_map(|(runner, spec)| Some((runner.clone(), self.unfit(spec)?))).collect()
+    }
+
+    fn unfit(&self, spec: &CommandSpec) -> Option<String> {
+        let lacks = lacks(spec, &self.path);
+        let Lack { key, message, remedy } = lacks.first()?;
+        let more = if lacks.len() > 1 { format!(" (and {} more)", lacks.len() - 1) } else { String::new() };
+        Some(format!("command {}: {key}: {message}{more}; {remedy}", spec.name))
     }
 }
 
-fn unfit(spec: &CommandSpec) -> Option<String> {
-    let lacks = spec.lacks();
-    let Lack { key, message, remedy } = lacks.first()?;
-    let more = if lacks.len() > 1 { format!(" (and {} more)", lacks.len() - 1) } else { String::new() };
-    Some(format!("command {}: {key}: {message}{more}; {remedy}", spec.name))
+/// What it lacks. A program that is found where this process looks, and not where commands are looked
+/// up, is most often what was meant.
+fn lacks(spec: &CommandSpec, path: &str) -> Vec<Lack> {
+    let mut lacks = spec.lacks();
+    if let Some(lack) = lacks.iter_mut().find(|lack| lack.key == "argv")
+        && let Ok(found) = ready::look_up(&spec.argv[0], path)
+    {
+        lack.remedy = format!("there is {}: write that in `argv`", found.display());
+    }
+    lacks
 }
 
 /// What keeps commands from starting, as problems of daemon.yml. A command that no runner rests on
@@ -48,9 +65,10 @@ fn unfit(spec: &CommandSpec) -> Option<String> {
 pub fn problems(config: &DaemonConfig, paths: &Paths, env: &Env) -> Report {
     let mut report = Report::default();
     let file: Arc<str> = paths.show(&paths.daemon_yml).into();
+    let path = env.get("PATH").unwrap_or_default();
     for (name, command) in &config.commands {
         let used = config.runners.values().any(|runner| runner.command() == Some(name));
-        for Lack { key, message, remedy } in commands::spec(name, command, paths, env).lacks() {
+        for Lack { key, message, remedy } in lacks(&commands::spec(name, command, paths, env), path) {
             let key = format!("{}.{key}", DaemonConfig::key_of(&["commands", name]));
             report.push(Problem {
                 level: if used { Level::Error } else { Level::Warning },
@@ -98,4 +116,43 @@ pub fn schedule_problems(config: &DaemonConfig, schedules: &SchedulesFile, paths
         });
     }
     report
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tests lay out plain files")]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+    use crate::sys::zones::Zones;
+
+    #[test]
+    fn a_program_that_lies_elsewhere_is_pointed_at_and_a_missing_grant_of_a_runner_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let bin = dir.path().join("bin");
+        std::fs::create_dir(&bin).unwrap();
+        let program = bin.join("kairos-test-agent");
+        std::fs::write(&program, "").unwrap();
+        let path = bin.display().to_string();
+        let env: Env = [("PATH", path)].into_iter().collect();
+        let paths = Paths::new(dir.path().join("root"));
+        std::fs::create_dir_all(&paths.dot).unwrap();
+        let text = "default_runner: a\nrunners:\n  a: {plugin: command, params: {command: c}}\n  \
+                    b: {plugin: b, isolation: sandbox, grants: {read: [/no/such/place]}}\n\
+                    commands:\n  c: {argv: [kairos-test-agent]}\n";
+        let (config, _) = DaemonConfig::parse(text.as_bytes(), "f", &[], &Zones::bundled()).unwrap();
+        let said = |env: &Env| problems(&config, &paths, env).to_string();
+        assert!(said(&env).contains("install it"), "it cannot be executed: {}", said(&env));
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let hint = format!("there is {}: write that in `argv`", program.display());
+        assert!(said(&env).contains(&hint), "{}", said(&env));
+        assert!(
+            said(&env).contains("daemon.yml:4:1: runners.b.grants: the granted path /no/such/place"),
+            "{}",
+            said(&env)
+        );
+        let unfit = Fitness::of(&config, &paths, &env).all_unfit();
+        assert!(unfit.len() == 1 && unfit["a"].contains(&hint), "{unfit:?}");
+        assert!(said(&Env::default()).contains("install it"));
+    }
 }

@@ -23,6 +23,15 @@ pub async fn status(context: &Context) -> anyhow::Result<()> {
             let value = match value {
                 Value::Array(list) if list.is_empty() => "-".to_owned(),
                 Value::Array(list) => list.iter().map(cell).collect::<Vec<_>>().join(", "),
+                // Figures of swaps are for programs; people see those under way.
+                Value::Object(_) if key == "swaps" => {
+                    value["open"].as_array().map_or(0, Vec::len).to_string()
+                }
+                Value::Object(map) if map.is_empty() => "-".to_owned(),
+                Value::Object(map) => {
+                    let each = map.iter().map(|(name, value)| format!("{name}={}", cell(value)));
+                    each.collect::<Vec<_>>().join(", ")
+                }
                 other => cell(other),
             };
             text.push_str(&format!("{key:<20} {}\n", printable(&value)));

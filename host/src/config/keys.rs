@@ -110,7 +110,7 @@ pub const DAEMON: &[Key] = &[
     live("commands.*.cwd", "Where it starts, from the root."),
     live(
         "commands.*.env",
-        "Its environment; by itself only `PATH`. A value may begin with `~/`. Not for secrets.",
+        "Its environment; by itself only `PATH`, and `HOME` and `TMPDIR` as a directory of its own for each run. A value may begin with `~/`. Not for secrets.",
     ),
     live("commands.*.inherit", "Variables it gets from the daemon's environment, `HOME` for example."),
     live(

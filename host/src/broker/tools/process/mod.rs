@@ -306,7 +306,9 @@ impl ProcessRun {
             own: &spec.own,
         };
         let mut command = (self.confine)(&start).map_err(not_started)?;
-        command.current_dir(&spec.cwd).env("TMPDIR", scratch.path()).envs(&spec.env).env(STEP, course.key);
+        // Most agents want a home; one that is to last is the operator's to name.
+        command.current_dir(&spec.cwd).env("HOME", scratch.path()).env("TMPDIR", scratch.path());
+        command.envs(&spec.env).env(STEP, course.key);
         command.envs(secrets.iter().map(|(name, secret)| (name, secret)));
         let redactor = Redactor::new(secrets.iter().map(|(_, secret)| secret.as_str()));
         Ok(Prepared { command, stdin, redactor, _scratch: scratch })

@@ -17,12 +17,12 @@ pub struct Lack {
     /// What is wrong.
     pub message: String,
     /// What to do about it.
-    pub remedy: &'static str,
+    pub remedy: String,
 }
 
 impl Lack {
-    fn new(key: impl Into<String>, message: impl Into<String>, remedy: &'static str) -> Self {
-        Self { key: key.into(), message: message.into(), remedy }
+    fn new(key: impl Into<String>, message: impl Into<String>, remedy: &str) -> Self {
+        Self { key: key.into(), message: message.into(), remedy: remedy.to_owned() }
     }
 }
 
@@ -72,12 +72,19 @@ impl CommandSpec {
                 (false, _) => Err(format!("there is no program {name}")),
             };
         }
-        let path = self.env.get("PATH").map(String::as_str).unwrap_or_default();
-        let dirs = path.split(':').filter(|dir| dir.starts_with('/'));
-        let mut found = dirs.map(|dir| Path::new(dir).join(name));
-        let found = found.find(|candidate| candidate.is_file() && runs(candidate));
-        found.ok_or_else(|| format!("there is no program {name} in PATH={path}"))
+        look_up(name, self.env.get("PATH").map(String::as_str).unwrap_or_default())
     }
+}
+
+/// A program by its name.
+///
+/// # Errors
+/// There is none that can be run, for people.
+pub fn look_up(name: &str, path: &str) -> Result<PathBuf, String> {
+    let dirs = path.split(':').filter(|dir| dir.starts_with('/'));
+    let mut found = dirs.map(|dir| Path::new(dir).join(name));
+    let found = found.find(|candidate| candidate.is_file() && runs(candidate));
+    found.ok_or_else(|| format!("there is no program {name} in PATH={path}"))
 }
 
 fn runs(file: &Path) -> bool {

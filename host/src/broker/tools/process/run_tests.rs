@@ -147,6 +147,19 @@ fn a_program_that_fails_says_how() {
 }
 
 #[test]
+fn one_without_a_home_has_its_scratch_and_one_with_a_home_keeps_it() {
+    let script = r#"touch "$HOME/x" && echo "{\"type\":\"report\",\"status\":\"ok\",\"summary\":\"$HOME\"}""#;
+    let bench = Bench::new(script);
+    let output = bench.output();
+    assert!(output["text"].as_str().unwrap().starts_with(bench.spec.scratch.to_str().unwrap()), "{output}");
+    let home = bench.path("home");
+    fs::create_dir(&home).unwrap();
+    let bench = bench.with(|spec| drop(spec.env.insert("HOME".into(), home.display().to_string())));
+    assert_eq!(bench.output()["text"], home.display().to_string());
+    assert!(home.join("x").exists());
+}
+
+#[test]
 fn what_cannot_be_started_costs_nothing_and_says_why() {
     let secret: Secret = Arc::new(|| Err("the daemon's environment has no K".into()));
     let short: Secret = Arc::new(|| Ok("abc".into()));
@@ -275,7 +288,7 @@ fn the_environment_is_what_was_configured_and_a_prompt_is_no_option() {
     let done = tool.execute(&args, &Intent::default(), &course).unwrap();
     let text = done.reply.output["text"].as_str().unwrap();
     let names: Vec<&str> = text.lines().filter_map(|line| Some(line.split_once('=')?.0)).collect();
-    assert_eq!(names, ["KAIROS_RUN", "KAIROS_STEP", "LANG", "PATH", "PWD", "TMPDIR"], "{text}");
+    assert_eq!(names, ["HOME", "KAIROS_RUN", "KAIROS_STEP", "LANG", "PATH", "PWD", "TMPDIR"], "{text}");
     assert!(text.contains("[ --dangerous]"), "{text}");
     assert!(text.ends_with(bench.dir.path().canonicalize().unwrap().to_str().unwrap()), "{text}");
 }
