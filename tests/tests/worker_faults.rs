@@ -129,16 +129,29 @@ fn forged_frames_cost_one_worker() -> Result<()> {
 }
 
 #[test]
-fn children_of_a_worker_end_with_it() -> Result<()> {
-    let root = root("");
-    let daemon = root.start()?;
-    let id = root.add("multiply", &["fault=children", "once=true"]);
-    root.wait_state(&id, &["succeeded"])?;
-    let children = named(&root);
-    assert_eq!(children.len(), 12, "{:#?}", root.logged("runner_log"));
-    root.wait_for("their end", || children.iter().all(|pid| gone(*pid)).then_some(()))?;
-    drop(daemon);
+fn children_of_a_worker_end_with_it_whatever_their_session() -> Result<()> {
+    // By its own death, and by the host's hand.
+    for (fault, more) in [("fault=children", ""), ("fault=children-loop", "deadline: 2s, stop_grace: 0s")] {
+        let root = root(more);
+        let _daemon = root.start()?;
+        let id = root.add("multiply", &[fault, "once=true"]);
+        root.wait_state(&id, &["succeeded"])?;
+        let children = named(&root);
+        assert_eq!(children.len(), 12, "{:#?}", root.logged("runner_log"));
+        root.wait_for("their end", || children.iter().all(|pid| gone(*pid)).then_some(()))?;
+    }
     Ok(())
+}
+
+#[test]
+fn children_of_a_worker_end_with_a_daemon_that_is_killed() -> Result<()> {
+    let root = root("");
+    let mut daemon = root.start()?;
+    let _endless = root.add("multiply", &["fault=children-loop"]);
+    root.wait_for("its children", || (named(&root).len() == 12).then_some(()))?;
+    let children = named(&root);
+    daemon.kill()?;
+    root.wait_for("their end", || children.iter().all(|pid| gone(*pid)).then_some(()))
 }
 
 #[test]

@@ -4,6 +4,7 @@
 pub mod clock;
 pub mod entropy;
 pub mod files;
+pub mod guardian;
 pub mod gz;
 pub mod lock;
 pub mod sandbox;

@@ -18,6 +18,7 @@ use super::frame::Kind;
 use super::protocol::{Load, Unfit};
 use super::serve::{Ear, Home, Wire, serve};
 use crate::runner::{RunnerBackend, launch, load_error::LoadError};
+use crate::sys::guardian;
 use crate::sys::sandbox::{self, SandboxError};
 
 /// The hidden subcommand.
@@ -73,7 +74,11 @@ fn live(wire: &Arc<Wire>, control: UnixStream) -> std::io::Result<()> {
             Err(error @ SandboxError::Path { .. }) => return unfit("bad_grant", error.to_string()),
             Err(error) => return unfit("sandbox_unavailable", error.to_string()),
         },
-        None => limit(load.memory_bytes)?,
+        None => {
+            // In a sandbox nothing can be started that would have to be ended.
+            guardian::guarded()?;
+            limit(load.memory_bytes)?;
+        }
     }
     let backend = match become_runner(wire, &load) {
         Ok(backend) => backend,

@@ -199,6 +199,9 @@ impl WorkerFactory {
             _ => LoadError::Crashed(process.bury(trouble, None).to_string()),
         };
         let handle = Arc::clone(&process.handle);
+        if spec.confinement.is_none() {
+            handle.is_guarded();
+        }
         process.channel.send(&frame, &*handle, until).map_err(|trouble| died(process, &trouble))?;
         let mut reached = None;
         loop {

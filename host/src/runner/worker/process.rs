@@ -24,10 +24,14 @@ use super::frame::{Kind, encode};
 use crate::runner::Death;
 use crate::runner::death::describe;
 use crate::sys::clock::SystemClock;
+use crate::sys::guardian;
 
 /// Time for a process that was killed, or that closed its socket, to be gone. Killing takes a
 /// third of a millisecond; more than this means a machine in trouble.
 const END_GRACE: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
+
+/// Time for a guardian to end what is below it. It needs a millisecond.
+const GUARD_GRACE: Timespec = Timespec { tv_sec: 3, tv_nsec: 0 };
 
 /// Time for a process that closed its socket to end by itself: an exit closes it first.
 const EXIT_GRACE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
@@ -47,6 +51,8 @@ pub struct Handle {
     pid: Pid,
     control: OwnedFd,
     by_host: AtomicBool,
+    /// True when the process is a guardian, and the worker is below it.
+    guarded: AtomicBool,
     exit: Mutex<Option<Exit>>,
 }
 
@@ -96,7 +102,14 @@ impl Process {
         let pid = Pid::from_child(&child);
         // Nobody waits for this child but we, below: the number is still its own.
         let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
-        let handle = Handle { pidfd, pid, control, by_host: AtomicBool::new(false), exit: Mutex::new(None) };
+        let handle = Handle {
+            pidfd,
+            pid,
+            control,
+            by_host: AtomicBool::new(false),
+            guarded: AtomicBool::new(false),
+            exit: Mutex::new(None),
+        };
         let process = Self {
             handle: Arc::new(handle),
             channel: Channel::new(ours, clock),
@@ -162,6 +175,11 @@ impl Handle {
         let _ = rustix::net::shutdown(&self.control, rustix::net::Shutdown::Both);
     }
 
+    /// Says that from its load on it has a guardian, which ends all that it started.
+    pub fn is_guarded(&self) {
+        self.guarded.store(true, Ordering::Release);
+    }
+
     /// Ends it at once, by the host's decision.
     pub fn kill(&self) {
         self.by_host.store(true, Ordering::Release);
@@ -192,6 +210,9 @@ impl Handle {
             return exit;
         }
         self.kill_all();
+        if self.guarded.load(Ordering::Acquire) && !self.ends_within(GUARD_GRACE) {
+            let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+        }
         self.ends_within(END_GRACE);
         let status = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
         let status = status.ok().flatten();
@@ -204,6 +225,10 @@ impl Handle {
     /// To be called while it has not been waited for.
     fn kill_all(&self) {
         // Already gone is fine.
+        if self.guarded.load(Ordering::Acquire) {
+            let _ = pidfd_send_signal(&self.pidfd, guardian::END);
+            return;
+        }
         let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
         let _ = kill_process_group(self.pid, Signal::KILL);
     }

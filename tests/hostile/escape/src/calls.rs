@@ -27,7 +27,7 @@ pub fn attempts(log: &mut Log) {
     log.tries("memory.file", || works(call(libc::SYS_memfd_create, [c"x".as_ptr() as usize, 0, 0, 0, 0])));
     log.tries("limits.raise", raise_limit);
     log.tries("limits.of_daemon", || {
-        let parent = usize::try_from(std::os::unix::process::parent_id()).unwrap_or_default();
+        let parent = usize::try_from(crate::daemon()).unwrap_or_default();
         let mut limit = [0_u64; 2];
         works(call(
             libc::SYS_prlimit64,

@@ -81,10 +81,20 @@ impl Targets {
             udp: port("udp")?,
             socket: targets["socket"].as_str()?.to_owned(),
             abstract_name: targets["abstract"].as_str()?.to_owned(),
-            daemon: i32::try_from(std::os::unix::process::parent_id()).ok()?,
+            daemon: i32::try_from(daemon()).ok()?,
             fatal: targets["fatal"].as_bool()?,
         })
     }
+}
+
+/// The number of the daemon: the parent, or the one above it where the parent is a guardian. In a
+/// sandbox there is none, and no `/proc` to look at.
+fn daemon() -> u32 {
+    let parent = std::os::unix::process::parent_id();
+    let stat = std::fs::read_to_string(format!("/proc/{parent}/stat")).unwrap_or_default();
+    let above =
+        stat.split_once("(kairos-worker) ").and_then(|(_, rest)| rest.split(' ').nth(1)?.parse().ok());
+    above.unwrap_or(parent)
 }
 
 /// Makes a system call; the number of the error when it is refused.

@@ -61,7 +61,14 @@ impl CycleRunner for Hostile {
                 }
                 std::thread::sleep(Duration::from_millis(late));
             }
-            "children" => misdeeds::leave_children(ctx)?,
+            "children" => {
+                misdeeds::leave_children(ctx)?;
+                std::process::abort();
+            }
+            "children-loop" => {
+                misdeeds::leave_children(ctx)?;
+                misdeeds::spin();
+            }
             "threads" => misdeeds::call_from_many_threads(ctx),
             "segv" => misdeeds::touch_nothing(),
             "abort" => std::process::abort(),

@@ -68,10 +68,15 @@ pub fn flood() -> Result<(), CallError> {
     Ok(())
 }
 
-/// Starts children that would live for an hour, says who they are, and dies.
+/// Starts children that would live for an hour, half of them in sessions of their own, and says who
+/// they are.
 pub fn leave_children(ctx: &Context) -> Result<(), CallError> {
-    for _ in 0..CHILDREN {
-        let child = Command::new("/bin/sleep")
+    for n in 0..CHILDREN {
+        let mut command = Command::new(if n % 2 == 0 { "/bin/sleep" } else { "/usr/bin/setsid" });
+        if n % 2 == 1 {
+            command.arg("/bin/sleep");
+        }
+        let child = command
             .arg("3600")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -80,7 +85,7 @@ pub fn leave_children(ctx: &Context) -> Result<(), CallError> {
             .map_err(|error| CallError::failed(error.to_string()))?;
         ctx.log(tracing::Level::INFO, &format!("child {}", child.id()));
     }
-    std::process::abort()
+    Ok(())
 }
 
 /// Asks the host from eight threads at once. Whatever each is told, all must be told something.
