@@ -2,10 +2,14 @@
 //! the time of the flip, what callers notice, what stays in memory.
 //!
 //! Two parts. The first drives the registry itself: threads run short cycles without pause on
-//! whatever serves, while candidates are tried in a worker, prepared and flipped; no shadow, no
-//! hand-over, no canary. The second swaps through a daemon with all of its stages and audits the
-//! root. Prints a table and never fails. The worker is the `kairos` of the same profile:
-//! `cargo build --release` first. `KAIROS_SWAPS` sets the swaps of each run of the first part.
+//! whatever serves, one for each core, while candidates are tried in a worker, prepared and flipped
+//! one after the other; no shadow, no hand-over, no canary. Stretches with swaps and without take
+//! turns. It is repeated with one core left to the swaps (`free_core`). The second part swaps through
+//! a daemon with all of its stages and audits the root. Prints a table and never fails.
+//!
+//! `cargo build --release && cargo bench -p kairos-tests --bench swap`: the worker is the `kairos` of
+//! that build. Parts can be named: `-- process in_process free_core daemon`. `KAIROS_SWAPS` sets the
+//! swaps of each run of the first part.
 
 #![allow(clippy::disallowed_methods, reason = "a benchmark reads the machine's clock")]
 #![allow(clippy::unwrap_used, reason = "a benchmark may panic")]
@@ -18,10 +22,11 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
 use kairos_host::runner::{
-    Generation, Isolation, Launcher, PluginFile, PluginStore, RunnerConfig, Runners, SearchPath,
+    Generation, Isolation, Launcher, Pace, PluginFile, PluginStore, RunnerConfig, Runners, SearchPath,
     WorkerFactory,
 };
 use kairos_host::sys::clock::SystemClock;
+use kairos_host::sys::priority;
 use kairos_plugin_api::Mandate;
 use kairos_plugin_api::testing::FakeHost;
 use kairos_tests::audit::{Expected, audit};
@@ -34,8 +39,10 @@ const SWAPS: &str = "KAIROS_SWAPS";
 const BAD_EVERY: u32 = 25;
 /// Swaps before memory is read first: what is made once has been made by then.
 const WARM: u32 = 50;
-/// The load without swaps, before and after those with them.
-const ALONE: Duration = Duration::from_secs(5);
+/// The load without swaps, in all rounds together.
+const ALONE: Duration = Duration::from_secs(20);
+/// Turns of the load without swaps and with them.
+const ROUNDS: u32 = 20;
 /// Swaps of the daemon in each isolation.
 const WHOLE: usize = 40;
 /// Cycles of each mandate of the daemon's load.
@@ -45,18 +52,29 @@ const IMAGE: f64 = 88.0;
 
 fn main() {
     // `cargo test --benches` only wants to know that it runs.
-    let quick = !std::env::args().any(|arg| arg == "--bench");
+    let bench = std::env::args().any(|arg| arg == "--bench");
+    let parts: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let wanted = |part: &str| parts.is_empty() || parts.iter().any(|asked| asked == part);
     let asked = std::env::var(SWAPS).ok().and_then(|text| text.parse().ok());
-    let swaps = asked.unwrap_or(if quick { 2 } else { 1000 });
+    let swaps = asked.unwrap_or(if bench { 1000 } else { 2 });
+    let cores = thread::available_parallelism().map_or(2, usize::from);
+    let alone = if bench { ALONE } else { Duration::from_millis(100) };
     let begun = Instant::now();
     println!("load average {}", fs::read_to_string("/proc/loadavg").unwrap_or_default().trim());
     println!("{:<44}{:>34}  limit", "", "measured");
     // In process last: its images stay, and would hide what workers leave.
     for isolation in [Isolation::Process, Isolation::InProcess] {
-        registry(isolation, swaps, if quick { Duration::from_millis(100) } else { ALONE });
+        if wanted(&isolation.to_string()) {
+            registry(isolation, swaps, cores, alone);
+        }
+        if wanted("free_core") && cores > 1 {
+            registry(isolation, (swaps / 4).max(2), cores - 1, alone / 4);
+        }
     }
     for isolation in ["process", "in_process"] {
-        daemon(isolation, if quick { 1 } else { WHOLE });
+        if wanted("daemon") {
+            daemon(isolation, if bench { WHOLE } else { 1 });
+        }
     }
     println!("took {:.0?}", begun.elapsed());
     println!("load average {}", fs::read_to_string("/proc/loadavg").unwrap_or_default().trim());
@@ -99,40 +117,50 @@ impl Times {
     }
 }
 
-/// What the callers of one load saw.
+/// What the callers of one load saw: without swaps and with them.
 struct Seen {
     begun: u64,
     lost: u64,
     doubled: u64,
-    times: Times,
+    alone: Times,
+    swapped: Times,
 }
 
-/// Callers without pause, one for each core.
+impl Seen {
+    fn none() -> Self {
+        Self { begun: 0, lost: 0, doubled: 0, alone: Times::new(), swapped: Times::new() }
+    }
+}
+
+/// Callers without pause. They run through both halves of each round, with swaps and without.
 struct Load {
     stop: Arc<AtomicBool>,
+    swapping: Arc<AtomicBool>,
     callers: Vec<JoinHandle<Seen>>,
 }
 
 impl Load {
-    fn start(runners: &Arc<Runners>, round: &'static str) -> Self {
+    fn start(runners: &Arc<Runners>, callers: usize) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let cores = thread::available_parallelism().map_or(2, usize::from);
+        let swapping = Arc::new(AtomicBool::new(false));
         let caller = |number| {
-            let (stop, runners) = (Arc::clone(&stop), Arc::clone(runners));
-            thread::spawn(move || call(&runners, &stop, &format!("{round}-{number}")))
+            let (stop, swapping) = (Arc::clone(&stop), Arc::clone(&swapping));
+            let runners = Arc::clone(runners);
+            thread::spawn(move || call(&runners, &stop, &swapping, &format!("caller-{number}")))
         };
-        Self { callers: (0..cores).map(caller).collect(), stop }
+        Self { callers: (0..callers).map(caller).collect(), stop, swapping }
     }
 
     fn end(self) -> Seen {
         self.stop.store(true, Ordering::SeqCst);
-        let mut sum = Seen { begun: 0, lost: 0, doubled: 0, times: Times::new() };
+        let mut sum = Seen::none();
         for caller in self.callers {
             let seen = caller.join().unwrap();
             sum.begun += seen.begun;
             sum.lost += seen.lost;
             sum.doubled += seen.doubled;
-            sum.times.join(&seen.times);
+            sum.alone.join(&seen.alone);
+            sum.swapped.join(&seen.swapped);
         }
         sum
     }
@@ -140,17 +168,18 @@ impl Load {
 
 /// Runs cycles, each with an id and a host of its own that counts how often it began, until asked
 /// to stop. A generation is held until its cycle has ended, as the dispatch does it.
-fn call(runners: &Runners, stop: &AtomicBool, name: &str) -> Seen {
-    let mut seen = Seen { begun: 0, lost: 0, doubled: 0, times: Times::new() };
+fn call(runners: &Runners, stop: &AtomicBool, swapping: &AtomicBool, name: &str) -> Seen {
+    let mut seen = Seen::none();
     while !stop.load(Ordering::SeqCst) {
         seen.begun += 1;
         let id = format!("{name}-{}", seen.begun);
         let mandate = Mandate::new(id, "").with_param("prompt", "?");
         let host = FakeHost::new().reply("so be it");
+        let times = if swapping.load(Ordering::SeqCst) { &mut seen.swapped } else { &mut seen.alone };
         let asked = Instant::now();
         let generation = runners.current("v").unwrap();
         let ended = generation.start(mandate, Arc::new(host.clone())).blocking_recv();
-        seen.times.add(asked.elapsed());
+        times.add(asked.elapsed());
         let began = host.steps().len();
         if began == 0 || !matches!(ended, Ok(Ok(_))) {
             seen.lost += 1;
@@ -207,9 +236,8 @@ impl Swapper {
         fs::write(&path, bytes).unwrap();
         let plugin = PluginFile::open(&path).map_err(|error| error.to_string())?;
         self.runners.keep(&plugin).unwrap();
-        let trial = self.runners.on_trial(&self.config, &plugin).map_err(|error| error.to_string())?;
-        trial.probe().map_err(|error| error.to_string())?;
-        drop(trial);
+        let trial = self.runners.on_trial(&self.config, &plugin, Pace::Background);
+        drop(trial.map_err(|error| error.to_string())?);
         self.runners.prepare("v", &plugin).map_err(|error| error.to_string())
     }
 
@@ -218,7 +246,18 @@ impl Swapper {
         bytes_of(mode, self.made)
     }
 
+    /// On a thread that takes short turns, as those of the daemon that prepare do.
     fn swaps(&mut self, count: u32) {
+        thread::scope(|scope| {
+            let swapping = scope.spawn(|| {
+                priority::short_turns().unwrap();
+                self.swaps_here(count);
+            });
+            swapping.join().unwrap();
+        });
+    }
+
+    fn swaps_here(&mut self, count: u32) {
         for number in 1..=count {
             let begun = Instant::now();
             let bytes = self.next("plain");
@@ -273,40 +312,38 @@ fn counted(generation: &Generation) -> u64 {
 }
 
 /// The first part in one isolation.
-fn registry(isolation: Isolation, swaps: u32, alone: Duration) {
-    println!("-- {isolation}, {swaps} swaps of the registry under full load");
+fn registry(isolation: Isolation, swaps: u32, callers: usize, alone: Duration) {
+    println!("-- {isolation}, {swaps} swaps of the registry under {callers} callers without pause");
     let mut swapper = Swapper::new(isolation);
-    let mut base = load_alone(&swapper.runners, "before", alone);
-    let mut whole = Seen { begun: base.begun, lost: base.lost, doubled: base.doubled, times: Times::new() };
-
-    let load = Load::start(&swapper.runners, "swapped");
+    let load = Load::start(&swapper.runners, callers);
     let warm = WARM.min(swaps / 2);
     swapper.swaps(warm);
     let before = memory();
     let workers = workers_at_most(usize::MAX);
-    let begun = Instant::now();
-    swapper.swaps(swaps - warm);
-    let took = begun.elapsed();
+    let mut took = Duration::ZERO;
+    // Both halves of a round follow one another, so that a machine that is busy now and idle then
+    // does not tell them apart.
+    for round in 1..=ROUNDS {
+        thread::sleep(alone / ROUNDS);
+        let begun = Instant::now();
+        load.swapping.store(true, Ordering::SeqCst);
+        let left = swaps - warm;
+        swapper.swaps(left * round / ROUNDS - left * (round - 1) / ROUNDS);
+        load.swapping.store(false, Ordering::SeqCst);
+        took += begun.elapsed();
+        eprintln!("   round {round} of {ROUNDS}: swaps took {:.1?}", begun.elapsed());
+    }
     let after = memory();
     let seen = load.end();
-
-    let later = load_alone(&swapper.runners, "after", alone);
-    for part in [&seen, &later] {
-        whole.begun += part.begun;
-        whole.lost += part.lost;
-        whole.doubled += part.doubled;
-    }
-    base.times.join(&later.times);
     let serves = swapper.runners.current("v").unwrap();
     let ran = swapper.ran + counted(&serves);
     drop(serves);
 
-    let pace =
-        format!("{:.0}/s, {} cycles under them", f64::from(swaps - warm) / took.as_secs_f64(), seen.begun);
+    let pace = format!("{:.0}/s, {} cycles in all", f64::from(swaps - warm) / took.as_secs_f64(), seen.begun);
     line("swaps", &pace, "", None);
-    let faults = format!("{} / {} of {}", whole.lost, whole.doubled, whole.begun);
-    line("cycles lost / doubled, by id", &faults, "0 / 0", Some(whole.lost + whole.doubled == 0));
-    line("cycles, as the versions counted them", &ran.to_string(), "the same", Some(ran == whole.begun));
+    let faults = format!("{} / {} of {}", seen.lost, seen.doubled, seen.begun);
+    line("cycles lost / doubled, by id", &faults, "0 / 0", Some(seen.lost + seen.doubled == 0));
+    line("cycles, as the versions counted them", &ran.to_string(), "the same", Some(ran == seen.begun));
     let bad = format!("{} of {}", swapper.refused, swapper.bad);
     line("bad candidates refused, old one serves", &bad, "all", Some(swapper.refused == swapper.bad));
     let flips = swapper.runners.flips();
@@ -321,19 +358,13 @@ fn registry(isolation: Isolation, swaps: u32, alone: Duration) {
     line("wait for it, p99", &format!("{:.1?}", ns(flips.waited_p99_ns)), "", None);
     let (p50, p99) = (swapper.prepared.at(0.5), swapper.prepared.at(0.99));
     line("preparation, p50 / p99", &format!("{p50:.1?} / {p99:.1?}"), "", None);
-    callers(&seen.times, &base.times);
+    times_of(&seen);
     left_behind(&swapper, f64::from(swaps - warm), (before, after), workers);
 }
 
-fn load_alone(runners: &Arc<Runners>, round: &'static str, time: Duration) -> Seen {
-    let load = Load::start(runners, round);
-    thread::sleep(time);
-    load.end()
-}
-
-fn callers(with: &Times, without: &Times) {
+fn times_of(seen: &Seen) {
     for (name, share) in [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)] {
-        let (with, without) = (with.at(share), without.at(share));
+        let (with, without) = (seen.swapped.at(share), seen.alone.at(share));
         let times = with.as_secs_f64() / without.as_secs_f64();
         let measured = format!("{times:.2} x ({with:.1?}, {without:.1?} without)");
         if name == "p99" {

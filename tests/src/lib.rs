@@ -9,6 +9,7 @@ pub mod audit;
 pub mod c_plugin;
 pub mod hostile;
 pub mod rig;
+pub mod swaps;
 pub mod variant;
 
 use std::ffi::OsString;

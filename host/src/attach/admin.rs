@@ -25,8 +25,10 @@ pub async fn budget(State(plane): State<ControlPlane>) -> Answer {
     Ok(Json(views::budget(&view, totals)))
 }
 
-pub async fn plugins(State(plane): State<ControlPlane>) -> Json<Value> {
-    Json(json!({"plugins": plane.source.plugins()}))
+pub async fn plugins(State(plane): State<ControlPlane>) -> Answer {
+    let source = std::sync::Arc::clone(&plane.source);
+    let plugins = read(&plane, move |_| Ok(source.plugins())).await?;
+    Ok(Json(json!({"plugins": plugins})))
 }
 
 #[derive(Debug, Default, Deserialize)]

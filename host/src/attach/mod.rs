@@ -48,7 +48,7 @@ pub trait Source: Send + Sync + 'static {
     fn budget(&self, now: DateTime<Utc>) -> BudgetView;
     /// What a mandate's running cycle lets be seen; null when none runs.
     fn seen(&self, mandate: &str) -> Value;
-    /// Loaded plugins.
+    /// The configured runners with what serves them. Reads files.
     fn plugins(&self) -> Vec<Value>;
     /// What replaces versions of runners; none without a daemon.
     fn swaps(&self) -> Option<Swaps>;

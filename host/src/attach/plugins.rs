@@ -19,6 +19,8 @@ type Answer = Result<Json<Value>, ApiError>;
 
 /// Longest time that a look at a swap waits for news.
 const WAIT_MAX: Duration = Duration::from_secs(25);
+/// Characters of an operator's reason that are kept.
+const REASON_MAX: usize = 500;
 /// Lives that are shown unless somebody asks for more.
 const HISTORY: usize = 100;
 
@@ -45,12 +47,26 @@ pub async fn swap(
     Ok((StatusCode::ACCEPTED, Json(json!(view))))
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RollbackBody {
+    /// In the operator's words.
+    reason: Option<String>,
+}
+
 /// Gives the slot back to the version before.
 pub async fn rollback(
     State(plane): State<ControlPlane>,
     Path(runner): Path<String>,
+    body: Result<Json<RollbackBody>, JsonRejection>,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
-    let view = swaps(&plane)?.roll_back(&runner, "taken back by the operator").await?;
+    let Json(RollbackBody { reason }) = body?;
+    let mut who = "taken back by the operator".to_owned();
+    if let Some(reason) = reason.filter(|reason| !reason.trim().is_empty()) {
+        let reason: String = reason.chars().filter(|c| !c.is_control()).take(REASON_MAX).collect();
+        who.push_str(&format!(": {}", reason.trim()));
+    }
+    let view = swaps(&plane)?.roll_back(&runner, &who).await?;
     Ok((StatusCode::ACCEPTED, Json(json!(view))))
 }
 

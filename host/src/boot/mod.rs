@@ -11,7 +11,9 @@ mod office;
 mod once;
 pub mod plugins;
 mod providers;
+mod reload;
 pub mod settings;
+mod slots;
 mod swaps;
 mod takeover;
 

@@ -13,13 +13,13 @@ use tokio::sync::watch;
 
 use super::brokers::Brokers;
 use super::fitness::Fitness;
-use super::{broker, dispatch_settings, limits, runner_configs, schedule_set, swaps};
+use super::reload::Trusted;
+use super::{broker, dispatch_settings, limits, reload, runner_configs, schedule_set, slots, swaps};
 use crate::attach::{BudgetView, Source};
 use crate::boot::settings::Settings;
 use crate::config::{DaemonConfig, Env, Level, Quarantined};
 use crate::daemon::chronos::{Chronos, Loaded};
 use crate::daemon::dispatch::Dispatch;
-use crate::daemon::dispatch::ports::OpenServices;
 use crate::daemon::heartbeat::Pulse;
 use crate::daemon::lifecycle;
 use crate::daemon::mailbox::{Mailbox, Part, Phase, Reloaded};
@@ -31,7 +31,6 @@ use crate::runner::Runners;
 use crate::store::{DayTotals, GenerationRow, GenerationStore, SqliteStore, Store, views};
 use crate::sys::clock::Clock;
 use crate::sys::entropy::Entropy;
-use crate::sys::sandbox::Reached;
 use crate::wal::Wal;
 
 /// Schedules beyond which `chronos_state.yml` is not published.
@@ -82,6 +81,8 @@ pub struct Office {
     config: Mutex<DaemonConfig>,
     quarantined: Mutex<Vec<Quarantined>>,
     published: Mutex<Published>,
+    /// As of the start or the last reload.
+    trusted: Mutex<Trusted>,
 }
 
 #[derive(Default)]
@@ -95,7 +96,8 @@ impl Office {
     #[must_use]
     pub fn new(parts: Parts) -> Self {
         let config = Mutex::new(parts.settings.config.clone());
-        Self { parts, config, quarantined: Mutex::default(), published: Mutex::default() }
+        let trusted = Mutex::new(Trusted::read(&parts.settings.paths.trust_json));
+        Self { parts, config, quarantined: Mutex::default(), published: Mutex::default(), trusted }
     }
 
     /// Reads schedules.yml and hands it to chronos. Bad schedules are set aside, the others run.
@@ -227,6 +229,7 @@ impl Office {
                     Ok((applied, needs_restart)) => {
                         let changed = applied.len() + needs_restart.len() > 0;
                         (done.applied, done.needs_restart) = (applied, needs_restart);
+                        done.noticed = self.notice().await;
                         if changed { Part::InEffect } else { Part::Unchanged }
                     }
                     Err(error) => done.refused(&error),
@@ -305,6 +308,20 @@ impl Office {
         adopted?;
         *lock(&self.config) = config.clone();
         Ok((diff.took_effect, diff.needs_restart))
+    }
+
+    /// What happened to the files that the configuration names.
+    async fn notice(&self) -> Vec<String> {
+        let trusted = Trusted::read(&self.parts.settings.paths.trust_json);
+        let mut said: Vec<String> = trusted.since(&lock(&self.trusted)).into_iter().collect();
+        *lock(&self.trusted) = trusted;
+        let (runners, swaps) = (Arc::clone(&self.parts.runners), self.parts.swaps.clone());
+        match tokio::task::spawn_blocking(move || reload::look(&runners, &swaps)).await {
+            Ok(found) => said.extend(found),
+            Err(error) => tracing::error!(%error, "daemon_reload_look_failed"),
+        }
+        self.parts.dispatch.runners_changed();
+        said
     }
 
     fn totals(&self, now: DateTime<Utc>) -> DayTotals {
@@ -425,51 +442,7 @@ impl Source for Office {
     }
 
     fn plugins(&self) -> Vec<Value> {
-        let config = self.config();
-        let known = self.parts.runners.status();
-        let unfit = self.parts.brokers.unfit();
-        config
-            .runners
-            .iter()
-            .map(|(name, runner)| {
-                let slot = known.iter().find(|slot| slot.name == *name);
-                let identity = slot.and_then(|slot| slot.identity.as_ref());
-                // Where it runs; before it does, where it was asked to.
-                let isolation = slot.and_then(|slot| slot.isolation).map(|isolation| isolation.to_string());
-                let asked = runner.isolation.map(|isolation| isolation.as_str().to_owned());
-                let isolation = isolation.or(asked);
-                let error = slot.and_then(|slot| slot.error.as_ref());
-                let unfit = unfit.get(name);
-                let state = match (identity, error) {
-                    (Some(_), _) if unfit.is_some() => "not_ready",
-                    (Some(_), _) => "active",
-                    (None, Some(_)) => "unavailable",
-                    (None, None) => "not_loaded",
-                };
-                let open = self.parts.daemon.then(|| self.parts.swaps.open(name)).flatten();
-                let open = open.map(|open| {
-                    json!({"id": open.id, "stage": open.stage, "generation": open.generation,
-                        "version": open.version, "from": open.from, "canary": open.canary})
-                });
-                json!({
-                    "swap": open,
-                    "runner": name,
-                    "plugin": runner.plugin,
-                    "isolation": isolation,
-                    "name": identity.map(|identity| &identity.name),
-                    "version": identity.map(|identity| &identity.version),
-                    "abi": identity.map(|identity| &identity.abi),
-                    "generation": identity.map(|identity| &identity.generation),
-                    "state": state,
-                    "sandbox": slot.and_then(|slot| slot.sandbox.as_ref()).map(|reached| reached.level),
-                    "sandbox_missing": slot.and_then(|slot| slot.sandbox.as_ref()).map(missing),
-                    "code": error.map(|error| error.code).or(unfit.map(|_| "not_ready")),
-                    "reason": error.map(|error| &error.message).or(unfit),
-                    "remedy": error.map(|error| &error.remedy),
-                    "looked": error.map(|error| &error.looked),
-                })
-            })
-            .collect()
+        slots::views(&self.parts, &self.config())
     }
 
     fn swaps(&self) -> Option<Swaps> {
@@ -491,12 +464,6 @@ impl Source for Office {
     fn prune(&self, before: DateTime<Utc>, dry_run: bool) -> crate::store::Result<Value> {
         Ok(json!(self.parts.store.prune(before, dry_run, &mut |_, _| {})?))
     }
-}
-
-/// The layers that a sandbox does without, with the reasons.
-fn missing(reached: &Reached) -> Value {
-    let layers = reached.missing().map(|layer| json!({"layer": layer.name, "reason": layer.reason}));
-    layers.collect()
 }
 
 fn next_of(chronos: &Chronos, name: &str, now: DateTime<Utc>) -> Option<DateTime<Utc>> {

@@ -12,6 +12,9 @@ use crate::daemon::swap::{self, Parts, Swaps};
 use crate::runner::{Launcher, Runners};
 use crate::store::{GenerationRow, GenerationStore, SqliteStore};
 
+/// Lives that are looked through for versions which must not serve by themselves.
+const LIVES: usize = 10_000;
+
 /// The configured runners, each on its configured file or on what was swapped in since; and the
 /// lives that are open in the store. A command has none.
 ///
@@ -33,7 +36,11 @@ pub(super) async fn load(
     let launcher = Launcher::with_workers(search, kept, plugins::workers()?).trusting(trust);
     let runners = Arc::new(Runners::new(launcher));
     let open = store.recover_generations(now).await?;
-    runners.set_pins(swap::pins(&open));
+    let lives = store.clone();
+    let lives = tokio::task::spawn_blocking(move || lives.generations(None, LIVES)).await??;
+    let barred = swap::barred(&lives);
+    runners.set_pins(swap::pins(&open, &barred));
+    runners.set_barred(barred);
     let (configs, loaded, generations) =
         (runner_configs(&settings.config, env), Arc::clone(&runners), store.clone());
     // Mapping a file and running its constructors is no work for an async thread.

@@ -20,21 +20,7 @@ pub async fn status(context: &Context) -> anyhow::Result<()> {
     emit(context.style, &answer, |status| {
         let mut text = String::new();
         for (key, value) in status.as_object().into_iter().flatten() {
-            let value = match value {
-                Value::Array(list) if list.is_empty() => "-".to_owned(),
-                Value::Array(list) => list.iter().map(cell).collect::<Vec<_>>().join(", "),
-                // Figures of swaps are for programs; people see those under way.
-                Value::Object(_) if key == "swaps" => {
-                    value["open"].as_array().map_or(0, Vec::len).to_string()
-                }
-                Value::Object(map) if map.is_empty() => "-".to_owned(),
-                Value::Object(map) => {
-                    let each = map.iter().map(|(name, value)| format!("{name}={}", cell(value)));
-                    each.collect::<Vec<_>>().join(", ")
-                }
-                other => cell(other),
-            };
-            text.push_str(&format!("{key:<20} {}\n", printable(&value)));
+            text.push_str(&format!("{key:<20} {}\n", printable(&said(key, value))));
         }
         text
     })
@@ -137,8 +123,11 @@ fn reloaded(reload: &Value) -> String {
     let part = |key: &str| reload[key].as_str().unwrap_or_default().to_owned();
     let (daemon, schedules) = (part("daemon_yml"), part("schedules_yml"));
     let mut lines = vec![];
+    let noticed = words(reload, "noticed");
     if daemon == "unchanged" && schedules == "unchanged" {
-        lines.push("nothing changed".to_owned());
+        if noticed.is_empty() {
+            lines.push("nothing changed".to_owned());
+        }
     } else {
         let keys: Vec<String> =
             words(reload, "applied").into_iter().filter(|key| key != "schedules").collect();
@@ -160,6 +149,7 @@ fn reloaded(reload: &Value) -> String {
             _ => "schedules.yml: unchanged".to_owned(),
         });
     }
+    lines.extend(noticed.iter().map(|line| printable(line)));
     lines.extend(words(reload, "warnings"));
     lines.join("\n")
 }
@@ -206,10 +196,34 @@ pub async fn plugins(context: &Context) -> anyhow::Result<()> {
     let answer = context.client().await?.get("/v1/plugins").await?;
     emit(context.style, &answer["plugins"], |list| {
         let mut text = table(
-            &["RUNNER", "PLUGIN", "VERSION", "ABI", "ISOLATION", "STATE", "GENERATION", "SWAP", "REASON"],
+            &[
+                "RUNNER",
+                "SERVES",
+                "VERSION",
+                "FILE",
+                "ABI",
+                "ISOLATION",
+                "STATE",
+                "GENERATION",
+                "SWAP",
+                "CONFIGURED",
+                "REASON",
+            ],
             &rows(
-                &swaps_in_a_word(list),
-                &["runner", "plugin", "version", "abi", "isolation", "state", "generation", "swap", "reason"],
+                &in_a_word(list),
+                &[
+                    "runner",
+                    "name",
+                    "version",
+                    "file",
+                    "abi",
+                    "isolation",
+                    "state",
+                    "generation",
+                    "swap",
+                    "configured",
+                    "reason",
+                ],
             ),
         );
         for row in list.as_array().into_iter().flatten().filter(|row| row["remedy"].is_string()) {
@@ -220,11 +234,91 @@ pub async fn plugins(context: &Context) -> anyhow::Result<()> {
     })
 }
 
-/// The stage of each swap under way, in place of the whole of it.
-fn swaps_in_a_word(list: &Value) -> Value {
+/// The stage of each swap under way in place of the whole of it, and what is configured where it is
+/// something else than what serves.
+fn in_a_word(list: &Value) -> Value {
     let mut list = list.clone();
     for runner in list.as_array_mut().into_iter().flatten() {
         runner["swap"] = runner["swap"]["stage"].clone();
+        let configured = &runner["configured"];
+        let word = match (&configured["serves"], &configured["generation"]) {
+            (Value::Bool(true), _) => cell(&configured["plugin"]),
+            (_, Value::String(sha256)) => {
+                format!("{} ({}), not serving", cell(&configured["plugin"]), &sha256[..sha256.len().min(12)])
+            }
+            _ => format!("{}, not there", cell(&configured["plugin"])),
+        };
+        runner["configured"] = word.into();
     }
     list
+}
+
+/// A value of the status as a person reads it.
+fn said(key: &str, value: &Value) -> String {
+    match (key, value) {
+        ("swaps", Value::Object(_)) => swaps(value),
+        (_, Value::Object(map)) if map.is_empty() => "-".to_owned(),
+        (_, Value::Object(map)) => {
+            let each = map.iter().map(|(name, value)| format!("{name}={}", cell(value)));
+            each.collect::<Vec<_>>().join(", ")
+        }
+        (_, Value::Array(list)) if list.is_empty() => "-".to_owned(),
+        (_, Value::Array(list)) => list.iter().map(cell).collect::<Vec<_>>().join(", "),
+        (_, other) => cell(other),
+    }
+}
+
+/// The account of swaps in a line.
+fn swaps(value: &Value) -> String {
+    let mib = |bytes: &Value| format!("{:.1} MiB", bytes.as_f64().unwrap_or(0.0) / f64::from(1 << 20));
+    let open: Vec<String> = value["open"].as_array().into_iter().flatten().map(cell).collect();
+    let flips = &value["flips"];
+    let mut text = match open.is_empty() {
+        true => "none under way".to_owned(),
+        false => format!("under way: {}", open.join(", ")),
+    };
+    text.push_str(&format!(", {} done", cell(&flips["count"])));
+    if flips["count"].as_u64().unwrap_or(0) > 0 {
+        let micros = flips["held_p99_ns"].as_f64().unwrap_or(0.0) / 1000.0;
+        text.push_str(&format!(" (flip p99 {micros:.1} us)"));
+    }
+    text.push_str(&format!(
+        "; {} images mapped ({}), replaced ones hold {} of {}",
+        cell(&value["images"]),
+        mib(&value["image_bytes"]),
+        mib(&value["leaked_bytes"]),
+        mib(&value["max_leaked_bytes"])
+    ));
+    if let Some(advice) = value["advice"].as_str() {
+        text.push_str(&format!("; {advice}"));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn swaps_and_sandboxes_read_as_words() {
+        let swaps = json!({"open": ["v"], "images": 2, "image_bytes": 3 << 20, "leaked_bytes": 1 << 20,
+            "max_leaked_bytes": 512 << 20, "advice": null, "flips": {"count": 1, "held_p99_ns": 2700}});
+        assert_eq!(
+            said("swaps", &swaps),
+            "under way: v, 1 done (flip p99 2.7 us); 2 images mapped (3.0 MiB), replaced ones hold 1.0 MiB of \
+             512.0 MiB"
+        );
+        assert_eq!(said("sandbox", &json!({"a": "full", "b": "partial"})), "a=full, b=partial");
+        assert_eq!(said("sandbox", &json!({})), "-");
+        assert_eq!(said("swaps", &Value::Null), "-");
+    }
+
+    #[test]
+    fn a_slot_shows_what_is_configured_where_it_does_not_serve() {
+        let slot = |serves: bool, sha256: Option<&str>| json!([{"swap": null, "configured": {"plugin": "./a.so", "generation": sha256, "serves": serves}}]);
+        let word = |list: &Value| in_a_word(list)[0]["configured"].clone();
+        assert_eq!(word(&slot(true, Some("0123456789abcdef"))), "./a.so");
+        assert_eq!(word(&slot(false, Some("0123456789abcdef"))), "./a.so (0123456789ab), not serving");
+        assert_eq!(word(&slot(false, None)), "./a.so, not there");
+    }
 }

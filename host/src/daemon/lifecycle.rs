@@ -193,7 +193,8 @@ impl Lifecycle {
         self.manager.reloading();
         let reloaded = self.office.reload().await;
         if reloaded.problems.is_empty() {
-            tracing::info!(applied = ?reloaded.applied, needs_restart = ?reloaded.needs_restart, "daemon_config_reloaded");
+            tracing::info!(applied = ?reloaded.applied, needs_restart = ?reloaded.needs_restart,
+                noticed = ?reloaded.noticed, "daemon_config_reloaded");
         } else {
             tracing::warn!(problems = ?reloaded.problems, applied = ?reloaded.applied, "daemon_config_reload_failed");
         }

@@ -123,6 +123,9 @@ pub struct Reloaded {
     pub applied: Vec<String>,
     /// Keys that changed and need a restart.
     pub needs_restart: Vec<String>,
+    /// What happened to files that the configuration names, and what follows, for people.
+    #[serde(default)]
+    pub noticed: Vec<String>,
     /// What is wrong with the new files; when the daemon's own file has problems the old configuration stays whole.
     pub problems: Vec<String>,
     /// What is right and yet worth a look.

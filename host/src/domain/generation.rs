@@ -5,8 +5,9 @@
 //! ```text
 //! candidate -> probed -> standby -> active -> draining -> retired
 //!     |          |         |  ^        |  \
-//!     +----------+---------+--|--------|---+--> rolled_back
-//!        (refused: retired)   +--------+  (a canary keeps its predecessor in standby)
+//!     +----------+---------+  |        |   +--> rolled_back
+//!     |                       +--------+  (a canary keeps its predecessor in standby)
+//!     +--> refused, or retired where nobody judged it
 //! ```
 
 use serde::{Deserialize, Serialize};
@@ -25,10 +26,12 @@ pub enum GenerationState {
     Active,
     /// Only cycles that it began still run on it.
     Draining,
-    /// It serves no more, or never did: its reason says which.
+    /// It serves no more. One that never did was withdrawn before anybody had judged it.
     Retired,
     /// Its canary failed, or a person took it back.
     RolledBack,
+    /// A check failed, so it never served.
+    Refused,
 }
 
 /// What moves a generation on.
@@ -38,8 +41,10 @@ pub enum GenerationEvent {
     Probe,
     /// The shadow replay went well.
     Ready,
-    /// A check failed, the daemon stopped, or somebody withdrew it: it never served.
+    /// A check failed: it never served.
     Refuse,
+    /// The daemon stopped, or the configuration put something else there: it never served.
+    Withdraw,
     /// The flip: it takes the slot. Also how a predecessor gets its place back.
     Activate,
     /// A successor took the slot and is on trial.
@@ -64,7 +69,7 @@ pub struct IllegalTransition {
 
 impl GenerationState {
     /// Every state, in the order of a life.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Candidate,
         Self::Probed,
         Self::Standby,
@@ -72,6 +77,7 @@ impl GenerationState {
         Self::Draining,
         Self::Retired,
         Self::RolledBack,
+        Self::Refused,
     ];
 
     /// The one transition function.
@@ -84,17 +90,20 @@ impl GenerationState {
         match self {
             Self::Candidate => match event {
                 E::Probe => Ok(Self::Probed),
-                E::Refuse => Ok(Self::Retired),
+                E::Refuse => Ok(Self::Refused),
+                E::Withdraw => Ok(Self::Retired),
                 _ => illegal,
             },
             Self::Probed => match event {
                 E::Ready => Ok(Self::Standby),
-                E::Refuse => Ok(Self::Retired),
+                E::Refuse => Ok(Self::Refused),
+                E::Withdraw => Ok(Self::Retired),
                 _ => illegal,
             },
             Self::Standby => match event {
                 E::Activate => Ok(Self::Active),
-                E::Refuse => Ok(Self::Retired),
+                E::Refuse => Ok(Self::Refused),
+                E::Withdraw => Ok(Self::Retired),
                 E::Drain => Ok(Self::Draining),
                 _ => illegal,
             },
@@ -110,14 +119,14 @@ impl GenerationState {
                 E::Activate => Ok(Self::Active),
                 _ => illegal,
             },
-            Self::Retired | Self::RolledBack => illegal,
+            Self::Retired | Self::RolledBack | Self::Refused => illegal,
         }
     }
 
     /// True when nothing can follow.
     #[must_use]
     pub fn is_end(self) -> bool {
-        matches!(self, Self::Retired | Self::RolledBack)
+        matches!(self, Self::Retired | Self::RolledBack | Self::Refused)
     }
 
     /// The word used in the store, in JSON and on the command line.
@@ -131,6 +140,7 @@ impl GenerationState {
             Self::Draining => "draining",
             Self::Retired => "retired",
             Self::RolledBack => "rolled_back",
+            Self::Refused => "refused",
         }
     }
 }
@@ -147,19 +157,37 @@ mod tests {
     use GenerationEvent as E;
     use GenerationState as S;
 
-    const EVENTS: [E; 8] =
-        [E::Probe, E::Ready, E::Refuse, E::Activate, E::StandBack, E::Drain, E::Drained, E::RollBack];
+    const EVENTS: [E; 9] = [
+        E::Probe,
+        E::Ready,
+        E::Refuse,
+        E::Withdraw,
+        E::Activate,
+        E::StandBack,
+        E::Drain,
+        E::Drained,
+        E::RollBack,
+    ];
 
     #[test]
     fn each_state_takes_what_the_table_says_and_nothing_else() {
         let table: &[(S, &[(E, S)])] = &[
-            (S::Candidate, &[(E::Probe, S::Probed), (E::Refuse, S::Retired)]),
-            (S::Probed, &[(E::Ready, S::Standby), (E::Refuse, S::Retired)]),
-            (S::Standby, &[(E::Activate, S::Active), (E::Refuse, S::Retired), (E::Drain, S::Draining)]),
+            (S::Candidate, &[(E::Probe, S::Probed), (E::Refuse, S::Refused), (E::Withdraw, S::Retired)]),
+            (S::Probed, &[(E::Ready, S::Standby), (E::Refuse, S::Refused), (E::Withdraw, S::Retired)]),
+            (
+                S::Standby,
+                &[
+                    (E::Activate, S::Active),
+                    (E::Refuse, S::Refused),
+                    (E::Withdraw, S::Retired),
+                    (E::Drain, S::Draining),
+                ],
+            ),
             (S::Active, &[(E::StandBack, S::Standby), (E::Drain, S::Draining), (E::RollBack, S::RolledBack)]),
             (S::Draining, &[(E::Drained, S::Retired), (E::Activate, S::Active)]),
             (S::Retired, &[]),
             (S::RolledBack, &[]),
+            (S::Refused, &[]),
         ];
         assert_eq!(table.len(), S::ALL.len());
         for (state, legal) in table {

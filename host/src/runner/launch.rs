@@ -2,9 +2,10 @@
 //! ABI. The only place that chooses a backend; an isolation that is not available is refused,
 //! never downgraded.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use kairos_plugin_api::adapter::Setup;
@@ -88,11 +89,32 @@ impl RunnerConfig {
     }
 }
 
+/// How urgent a trial is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// As anything else: somebody waits for it, and its times are those of the configuration.
+    Usual,
+    /// It yields to everything that serves. Lateness says nothing then.
+    Background,
+}
+
+/// Trials that are remembered.
+const TRIED_MAX: usize = 256;
+
+/// Names a trial: the content, and what the instance was made from.
+fn trial_of(config: &RunnerConfig, plugin: &PluginFile) -> String {
+    format!("{} {} {:?} {:?}", plugin.sha256, config.params, config.grants, config.memory)
+}
+
 /// Finds plugins, keeps them, and starts backends on them. Shared; any thread.
 pub struct Launcher {
     search: SearchPath,
     store: PluginStore,
     workers: Option<WorkerFactory>,
+    /// For trials in the background; started with the first one.
+    background: OnceLock<Option<WorkerFactory>>,
+    /// What came through a trial in this process: a file with what its instance was made from.
+    tried: Mutex<BTreeSet<String>>,
     trust: Option<TrustPolicy>,
 }
 
@@ -101,14 +123,19 @@ impl Launcher {
     /// elsewhere before it is mapped. The program that embeds the host answers for its plugins.
     #[must_use]
     pub fn in_process(search: SearchPath, store: PluginStore) -> Self {
-        Self { search, store, workers: None, trust: None }
+        Self::new(search, store, None)
     }
 
     /// A launcher that runs plugins in worker processes unless it is told otherwise, and maps none
     /// into this process that did not survive in a worker before.
     #[must_use]
     pub fn with_workers(search: SearchPath, store: PluginStore, workers: WorkerFactory) -> Self {
-        Self { search, store, workers: Some(workers), trust: None }
+        Self::new(search, store, Some(workers))
+    }
+
+    fn new(search: SearchPath, store: PluginStore, workers: Option<WorkerFactory>) -> Self {
+        let (background, tried) = (OnceLock::new(), Mutex::default());
+        Self { search, store, workers, background, tried, trust: None }
     }
 
     /// Tells trusted files from others. Without it, every file counts as chosen by this program.
@@ -187,9 +214,9 @@ impl Launcher {
             self.store.vouch(&plugin.sha256, &policy.credentials(plugin))?;
         }
         if isolation != Isolation::InProcess {
-            return self.launch_worker(config, plugin, isolation, &[]);
+            return self.launch_worker(config, plugin, isolation);
         }
-        if self.workers.is_some() {
+        if self.workers.is_some() && !self.was_tried(config, plugin) {
             self.try_out(config, plugin)?;
         }
         let home = Arc::new(Home::new(&config.name));
@@ -211,18 +238,27 @@ impl Launcher {
         &self,
         config: &RunnerConfig,
         plugin: &PluginFile,
+        pace: Pace,
     ) -> Result<Arc<dyn RunnerBackend>, LoadError> {
         library::check_version(&plugin.manifest)?;
+        let isolation = self.trial_isolation();
+        let unavailable = LoadError::IsolationUnavailable(isolation);
+        let workers = self.workers.as_ref().ok_or(unavailable)?;
+        let workers = match pace {
+            Pace::Usual => workers,
+            Pace::Background => self.background(workers),
+        };
         self.store.keep(plugin)?;
         let mut config = config.clone();
-        if self.trust(plugin).holds() {
+        let spec = if self.trust(plugin).holds() {
             // It may run unconfined afterwards: a machine without a sandbox does not stop it, nor
             // does a library of the system that it needs.
             config.require = Level::None;
-            self.launch_worker(&config, plugin, self.trial_isolation(), &libraries())
+            self.spec(&config, plugin, isolation, &libraries())?
         } else {
-            self.launch_worker(&config, plugin, self.trial_isolation(), &[])
-        }
+            self.spec(&config, plugin, isolation, &[])?
+        };
+        Ok(Arc::new(workers.start(spec)?))
     }
 
     /// Maps, makes and probes it in a worker. Constructors run while a file is
@@ -232,12 +268,48 @@ impl Launcher {
     /// # Errors
     /// As for [`Self::launch_for_trial`]; `crashed`, `probe_failed`.
     pub fn try_out(&self, config: &RunnerConfig, plugin: &PluginFile) -> Result<Option<Reached>, LoadError> {
-        let worker = self.launch_for_trial(config, plugin)?;
+        Ok(self.tried(config, plugin, Pace::Usual)?.sandbox())
+    }
+
+    /// As [`Self::try_out`]; gives the instance that was tried, for further trials.
+    ///
+    /// # Errors
+    /// See there.
+    pub fn tried(
+        &self,
+        config: &RunnerConfig,
+        plugin: &PluginFile,
+        pace: Pace,
+    ) -> Result<Arc<dyn RunnerBackend>, LoadError> {
+        let worker = self.launch_for_trial(config, plugin, pace)?;
         worker.probe().map_err(|error| match error {
             RunnerError::Died(death) => LoadError::Crashed(death.to_string()),
             other => LoadError::ProbeFailed(other.to_string()),
         })?;
-        Ok(worker.sandbox())
+        let mut tried = self.tried.lock().unwrap_or_else(PoisonError::into_inner);
+        if tried.len() >= TRIED_MAX {
+            // What is forgotten is tried once more.
+            tried.clear();
+        }
+        tried.insert(trial_of(config, plugin));
+        Ok(worker)
+    }
+
+    /// True when this very content, made from the same, has come through a trial.
+    fn was_tried(&self, config: &RunnerConfig, plugin: &PluginFile) -> bool {
+        let tried = self.tried.lock().unwrap_or_else(PoisonError::into_inner);
+        tried.contains(&trial_of(config, plugin))
+    }
+
+    fn background<'a>(&'a self, workers: &'a WorkerFactory) -> &'a WorkerFactory {
+        let started = self.background.get_or_init(|| match workers.in_background() {
+            Ok(background) => Some(background),
+            Err(error) => {
+                tracing::warn!(%error, "runner_trials_not_in_the_background");
+                None
+            }
+        });
+        started.as_ref().unwrap_or(workers)
     }
 
     fn launch_worker(
@@ -245,21 +317,28 @@ impl Launcher {
         config: &RunnerConfig,
         plugin: &PluginFile,
         isolation: Isolation,
-        libraries: &[PathBuf],
     ) -> Result<Arc<dyn RunnerBackend>, LoadError> {
         let workers = self.workers.as_ref().ok_or(LoadError::IsolationUnavailable(isolation))?;
+        Ok(Arc::new(workers.start(self.spec(config, plugin, isolation, &[])?)?))
+    }
+
+    /// What a worker of that isolation runs; `libraries` are files it may read besides its grants.
+    fn spec(
+        &self,
+        config: &RunnerConfig,
+        plugin: &PluginFile,
+        isolation: Isolation,
+        libraries: &[PathBuf],
+    ) -> Result<WorkerSpec, LoadError> {
         let path = self.store.path_of(&plugin.sha256);
-        let spec = match isolation {
-            Isolation::Sandbox => {
-                let spec = WorkerSpec::sandbox(&config.name, path, plugin, &config.params);
-                let mut grants = self.grants(config, &plugin.manifest)?;
-                grants.read.extend_from_slice(libraries);
-                spec.granted(&grants, config.require)
-            }
-            _ => WorkerSpec::process(&config.name, path, plugin, &config.params),
-        };
-        let spec = spec.with_memory(config.memory);
-        Ok(Arc::new(workers.start(spec)?))
+        if isolation != Isolation::Sandbox {
+            let spec = WorkerSpec::process(&config.name, path, plugin, &config.params);
+            return Ok(spec.with_memory(config.memory));
+        }
+        let spec = WorkerSpec::sandbox(&config.name, path, plugin, &config.params);
+        let mut grants = self.grants(config, &plugin.manifest)?;
+        grants.read.extend_from_slice(libraries);
+        Ok(spec.granted(&grants, config.require).with_memory(config.memory))
     }
 
     /// What the manifest asks for, as far as it is granted.

@@ -53,6 +53,12 @@ impl PluginFile {
     }
 }
 
+/// sha256 in hex of what can be read there, a plugin or not.
+#[must_use]
+pub fn fingerprint(path: &Path) -> Option<String> {
+    read_any(path).ok().map(|bytes| hex::encode(Sha256::digest(&bytes)))
+}
+
 /// Reads a regular file of at most [`MAX_SIZE`] bytes; anything else is refused at once.
 ///
 /// # Errors

@@ -45,14 +45,14 @@ pub use c_abi::CAbi;
 pub use check::{CheckError, CheckReport, check};
 pub use death::Death;
 pub use generation::Generation;
-pub use launch::{Isolation, Launcher, RunnerConfig, map};
+pub use launch::{Isolation, Launcher, Pace, RunnerConfig, map};
 pub use load_error::LoadError;
 pub use manifest::PluginFile;
 pub use plugin_store::PluginStore;
 pub use rust_abi::RustAbi;
 pub use search::SearchPath;
 pub use slot::{RunnerStatus, RunnerStatusError, Runners};
-pub use swap::{FlipFigures, Pin, Sources};
+pub use swap::{FlipFigures, Noticed, Pin, Sources};
 pub use worker::{Worker, WorkerFactory, WorkerSpec};
 
 /// Who a loaded runner is.

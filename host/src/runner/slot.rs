@@ -17,7 +17,7 @@ use super::launch::{Launcher, RunnerConfig};
 use super::load_error::LoadError;
 use super::manifest::PluginFile;
 use super::pool::Pool;
-use super::swap::{FlipFigures, Flips, Pin};
+use super::swap::{FlipFigures, Flips, Pins};
 use super::{Isolation, RunnerBackend, RunnerIdentity, library};
 use crate::sys::sandbox::{Level, Reached};
 
@@ -91,7 +91,7 @@ pub struct Runners {
     pub(super) launcher: Launcher,
     slots: RwLock<BTreeMap<String, Slot>>,
     /// What swaps have put in place of configured files.
-    pub(super) pins: RwLock<BTreeMap<String, Pin>>,
+    pub(super) pins: RwLock<Pins>,
     pub(super) flips: Flips,
 }
 
@@ -263,7 +263,7 @@ impl Runners {
 
     /// Says how it went, unless it went as `before`: what waits for a runner has it tried again and
     /// again, and that is no news.
-    fn load_current(
+    pub(super) fn load_current(
         &self,
         config: &RunnerConfig,
         pool: &Arc<Pool>,

@@ -4,14 +4,15 @@
 //! A flip replaces one pointer under the slots' lock. Cycles hold the generation they began on, so
 //! it takes nothing from anybody; the former generation stays at hand for them by its sha256.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
 use super::generation::Generation;
-use super::launch::{Isolation, RunnerConfig};
+use super::launch::{Isolation, Pace, RunnerConfig};
 use super::load_error::LoadError;
 use super::manifest::PluginFile;
 use super::slot::Runners;
@@ -38,8 +39,37 @@ pub struct Pin {
 pub struct Sources {
     /// What the configuration names; none when there is no such plugin now.
     pub configured: Option<String>,
+    /// Where that is.
+    pub file: Option<PathBuf>,
     /// The pin that counts.
     pub pin: Option<Pin>,
+}
+
+/// What a look at the files behind a slot that is served finds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Noticed {
+    /// Nothing that the slot does not know.
+    Nothing,
+    /// The configured file is another one than when the slot was filled.
+    Changed {
+        /// Where it is.
+        file: PathBuf,
+        /// What it is now.
+        sha256: String,
+    },
+    /// It is another one, which was refused or taken back before and does not serve by itself.
+    Barred {
+        /// Where it is.
+        file: PathBuf,
+        /// What it is now.
+        sha256: String,
+    },
+    /// There is nothing usable any more where the configuration says.
+    Unusable(LoadError),
+    /// By the trust that it has now, what serves belongs somewhere else.
+    Elsewhere(Isolation),
+    /// By the trust that it has now, what serves may not run where the operator wants it to.
+    Forbidden(LoadError),
 }
 
 /// How long flips took.
@@ -107,7 +137,77 @@ impl Runners {
     /// What swaps have put in place of configured files, by runner. To be set before the runners
     /// are configured.
     pub fn set_pins(&self, pins: BTreeMap<String, Pin>) {
-        *self.pins.write().unwrap_or_else(PoisonError::into_inner) = pins;
+        self.pins.write().unwrap_or_else(PoisonError::into_inner).serves = pins;
+    }
+
+    /// Versions that were refused or taken back: they do not serve again by themselves, not even when
+    /// the configuration names them. To be set before the runners are configured.
+    pub fn set_barred(&self, barred: BTreeMap<String, BTreeSet<String>>) {
+        self.pins.write().unwrap_or_else(PoisonError::into_inner).barred = barred;
+    }
+
+    /// A version must not serve by itself from now on; what serves now stays in its place.
+    pub fn bar(&self, name: &str, sha256: &str) {
+        let serves = self.current(name).ok().map(|current| current.identity().generation.clone());
+        let mut pins = self.pins.write().unwrap_or_else(PoisonError::into_inner);
+        pins.barred.entry(name.to_owned()).or_default().insert(sha256.to_owned());
+        if let Some(serves) = serves.filter(|serves| serves != sha256) {
+            let pin = || Pin { configured: Some(serves.clone()), sha256: serves };
+            pins.serves.entry(name.to_owned()).or_insert_with(pin);
+        }
+    }
+
+    /// Looks at the files behind a slot. Reads them.
+    ///
+    /// # Errors
+    /// There is no such runner, it is a builtin, or nothing serves it.
+    pub fn look(&self, name: &str) -> Result<Noticed, LoadError> {
+        let config = self.config(name)?.ok_or_else(|| LoadError::UnknownRunner(name.to_owned()))?;
+        let serves = self.current(name)?;
+        let sha256 = &serves.identity().generation;
+        let configured = self.launcher.find(&config.plugin);
+        let plugin = match configured {
+            Ok(plugin) if plugin.sha256 == *sha256 => plugin,
+            Ok(plugin) => {
+                let (file, now) = (plugin.origin.unwrap_or_default(), plugin.sha256);
+                let pins = self.pins.read().unwrap_or_else(PoisonError::into_inner);
+                if pins.bars(name, &now) {
+                    return Ok(Noticed::Barred { file, sha256: now });
+                }
+                if pins.pin(name, Some(&now)).is_none() {
+                    return Ok(Noticed::Changed { file, sha256: now });
+                }
+                drop(pins);
+                self.launcher.open(sha256)?
+            }
+            Err(error) => return Ok(Noticed::Unusable(error)),
+        };
+        Ok(match self.launcher.isolation_for(&config, &plugin) {
+            Ok(isolation) if isolation == serves.isolation() => Noticed::Nothing,
+            Ok(isolation) => Noticed::Elsewhere(isolation),
+            Err(error) => Noticed::Forbidden(error),
+        })
+    }
+
+    /// Loads a slot afresh, from the file that it is served from. Cycles under way finish where they
+    /// are.
+    ///
+    /// # Errors
+    /// Why it cannot be had; the slot is empty then.
+    pub fn load_again(&self, name: &str) -> Result<Arc<Generation>, LoadError> {
+        let (config, pool) = {
+            let slots = self.read();
+            let slot = slots.get(name).ok_or_else(|| LoadError::UnknownRunner(name.to_owned()))?;
+            (slot.config.clone(), Arc::clone(&slot.pool))
+        };
+        let config = config.ok_or_else(|| LoadError::UnknownRunner(name.to_owned()))?;
+        let current = self.load_current(&config, &pool, None);
+        if let Some(slot) = self.write().get_mut(name)
+            && slot.config.as_ref() == Some(&config)
+        {
+            slot.current = current.clone();
+        }
+        current
     }
 
     /// The entry of a slot; none for a builtin.
@@ -131,10 +231,12 @@ impl Runners {
     /// The files behind a slot's entry. Reads the configured one.
     #[must_use]
     pub fn sources(&self, config: &RunnerConfig) -> Sources {
-        let configured = self.launcher.find(&config.plugin).ok().map(|plugin| plugin.sha256);
+        let found = self.launcher.find(&config.plugin).ok();
+        let (configured, file) = found.map(|plugin| (plugin.sha256, plugin.origin)).unzip();
+        let file = file.flatten();
         let pins = self.pins.read().unwrap_or_else(PoisonError::into_inner);
-        let pin = pins.get(&config.name).filter(|pin| counts(pin, configured.as_deref())).cloned();
-        Sources { configured, pin }
+        let pin = pins.pin(&config.name, configured.as_deref()).cloned();
+        Sources { configured, file, pin }
     }
 
     /// The file that a slot of this entry is served from: the configured one, or what was swapped
@@ -144,9 +246,17 @@ impl Runners {
         let pin = {
             let pins = self.pins.read().unwrap_or_else(PoisonError::into_inner);
             let sha256 = configured.as_ref().ok().map(|plugin| plugin.sha256.as_str());
-            pins.get(&config.name).filter(|pin| counts(pin, sha256)).map(|pin| pin.sha256.clone())
+            if let Some(sha256) = sha256.filter(|sha256| pins.bars(&config.name, sha256)) {
+                tracing::warn!(runner = %config.name, plugin = %config.plugin, generation = sha256,
+                    "runner_file_barred");
+            }
+            pins.pin(&config.name, sha256).map(|pin| pin.sha256.clone())
         };
         let Some(sha256) = pin else { return configured };
+        // Where it lies, more may speak for it than was kept with the copy.
+        if configured.as_ref().is_ok_and(|plugin| plugin.sha256 == sha256) {
+            return configured;
+        }
         match (self.launcher.open(&sha256), configured) {
             (Ok(pinned), _) => Ok(pinned),
             (Err(error), Err(_)) => Err(error),
@@ -185,18 +295,24 @@ impl Runners {
         self.launcher.store().prune(used_before, needed)
     }
 
-    /// An instance of a candidate for a trial, apart from everything that serves.
+    /// An instance of a candidate for a trial, apart from everything that serves. It works, as far
+    /// as it says itself.
     ///
     /// # Errors
-    /// Why it cannot be had.
+    /// Why it cannot be had; `probe_failed`.
     pub fn on_trial(
         &self,
         config: &RunnerConfig,
         plugin: &PluginFile,
+        pace: Pace,
     ) -> Result<Arc<dyn RunnerBackend>, LoadError> {
-        match self.launcher.launch_for_trial(config, plugin) {
+        match self.launcher.tried(config, plugin, pace) {
             // Without workers an instance of its own is as far apart as it gets.
-            Err(LoadError::IsolationUnavailable(_)) => self.launcher.launch(config, plugin),
+            Err(LoadError::IsolationUnavailable(_)) => {
+                let instance = self.launcher.launch(config, plugin)?;
+                instance.probe().map_err(|error| LoadError::ProbeFailed(error.to_string()))?;
+                Ok(instance)
+            }
             other => other,
         }
     }
@@ -275,10 +391,34 @@ impl Runners {
         drop(again);
         let mut pins = self.pins.write().unwrap_or_else(PoisonError::into_inner);
         match pin {
-            Some(pin) => pins.insert(name.to_owned(), pin),
-            None => pins.remove(name),
+            Some(pin) => pins.serves.insert(name.to_owned(), pin),
+            None => pins.serves.remove(name),
         };
+        // Somebody wants it after all.
+        if let Some(barred) = pins.barred.get_mut(name) {
+            barred.remove(&sha256);
+        }
         Ok(former)
+    }
+}
+
+/// What serves slots in place of their configured files.
+#[derive(Default)]
+pub(super) struct Pins {
+    serves: BTreeMap<String, Pin>,
+    /// sha256 of versions that do not serve by themselves, by runner.
+    barred: BTreeMap<String, BTreeSet<String>>,
+}
+
+impl Pins {
+    fn bars(&self, name: &str, sha256: &str) -> bool {
+        self.barred.get(name).is_some_and(|barred| barred.contains(sha256))
+    }
+
+    /// The pin that counts when the configuration names that file.
+    fn pin(&self, name: &str, configured: Option<&str>) -> Option<&Pin> {
+        let barred = configured.is_some_and(|sha256| self.bars(name, sha256));
+        self.serves.get(name).filter(|pin| barred || counts(pin, configured))
     }
 }
 

@@ -34,6 +34,38 @@ pub struct NewGeneration {
     pub swap: Option<String>,
     /// sha256 of the file that the configuration names at this time.
     pub configured: Option<String>,
+    /// Where the file came from, as somebody named it.
+    pub source: Option<String>,
+    /// Wall time.
+    pub at: DateTime<Utc>,
+}
+
+/// Why a candidate never served.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// Where it stood: `keep`, `probe`, `shadow`, `standby`, `handover`, `flip`.
+    pub stage: String,
+    /// The constant word.
+    pub code: String,
+    /// For people, at most three lines.
+    pub message: String,
+}
+
+/// A file that was refused before there was anything to keep of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewRefusal {
+    /// The slot.
+    pub runner: String,
+    /// Where the file was, as somebody named it.
+    pub source: String,
+    /// Of its content, where it could be read.
+    pub sha256: Option<String>,
+    /// Name and version from its manifest, where there was one.
+    pub identity: Option<(String, String)>,
+    /// The swap that brought it.
+    pub swap: String,
+    /// Why.
+    pub refused: Refused,
     /// Wall time.
     pub at: DateTime<Utc>,
 }
@@ -53,13 +85,15 @@ pub struct GenerationMove {
     pub details: Option<Value>,
     /// The states its predecessor gave it.
     pub handover: Option<HandOver>,
+    /// Why it is refused, where it is.
+    pub refused: Option<Refused>,
 }
 
 impl GenerationMove {
     /// A step and its reason.
     #[must_use]
     pub fn new(n: i64, event: GenerationEvent, reason: Option<String>) -> Self {
-        Self { n, event, reason, canary: false, details: None, handover: None }
+        Self { n, event, reason, canary: false, details: None, handover: None, refused: None }
     }
 }
 
@@ -82,15 +116,20 @@ pub struct GenerationRow {
     pub n: i64,
     /// The slot.
     pub runner: String,
-    /// Of its file.
+    /// Of its file; like the four after it empty for a refused file of which it was not known.
+    #[serde(serialize_with = "known")]
     pub sha256: String,
     /// From its manifest.
+    #[serde(serialize_with = "known")]
     pub name: String,
     /// From its manifest.
+    #[serde(serialize_with = "known")]
     pub version: String,
     /// `rust`, `c`, `builtin`.
+    #[serde(serialize_with = "known")]
     pub abi: String,
     /// `in_process`, `process`, `sandbox`.
+    #[serde(serialize_with = "known")]
     pub isolation: String,
     /// Where it stands.
     pub state: GenerationState,
@@ -102,6 +141,10 @@ pub struct GenerationRow {
     pub swap: Option<String>,
     /// sha256 of the configured file at that time.
     pub configured: Option<String>,
+    /// Where its file came from, as somebody named it.
+    pub source: Option<String>,
+    /// Why it never served, where it was refused.
+    pub refused: Option<Refused>,
     /// True while it is on trial.
     pub canary: bool,
     /// The states it went through, oldest first.
@@ -111,6 +154,11 @@ pub struct GenerationRow {
     /// The states its predecessor gave it.
     #[serde(skip)]
     pub handover: Option<HandOver>,
+}
+
+/// What is not known is null in JSON.
+fn known<S: serde::Serializer>(text: &str, to: S) -> std::result::Result<S::Ok, S::Error> {
+    if text.is_empty() { to.serialize_none() } else { to.serialize_str(text) }
 }
 
 /// A cycle that ended with a report, with all that its runner saw.
@@ -137,13 +185,15 @@ pub struct RecordedCycle {
 pub trait GenerationStore: Send + Sync + 'static {
     /// Begins the life of a candidate: its number.
     fn add_generation(&self, new: NewGeneration) -> Pending<i64>;
+    /// Records a file that was refused before there was anything to keep of it: its number.
+    fn refuse_file(&self, new: NewRefusal) -> Pending<i64>;
     /// Makes the generation that the configuration put in a slot its active one. Of the same sha256
     /// as the active one that is known: nothing changes. Else everything open in that slot ends
     /// first, for `reason`. Gives its number.
     fn adopt_generation(&self, new: NewGeneration, reason: String) -> Pending<i64>;
     /// Moves generations on, all of them in one commit or none.
     fn move_generations(&self, moves: Vec<GenerationMove>, at: DateTime<Utc>) -> Pending<()>;
-    /// After a start: what never served is refused, what drained is retired; active ones stay, and
+    /// After a start: what never served is withdrawn, what drained is retired; active ones stay, and
     /// so do those that wait for the end of a successor's trial. Gives what is open then.
     fn recover_generations(&self, at: DateTime<Utc>) -> Pending<Vec<GenerationRow>>;
     /// Lives in a slot, or in all, newest first; 0 means all of them.

@@ -7,5 +7,6 @@ pub mod files;
 pub mod guardian;
 pub mod gz;
 pub mod lock;
+pub mod priority;
 pub mod sandbox;
 pub mod zones;

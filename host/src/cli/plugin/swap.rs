@@ -32,6 +32,9 @@ pub struct SwapArgs {
 pub struct RollbackArgs {
     /// The runner, by its key in `daemon.yml`
     runner: String,
+    /// Why, for the history
+    #[arg(long)]
+    reason: Option<String>,
     /// Return at once
     #[arg(long)]
     no_wait: bool,
@@ -67,7 +70,7 @@ pub async fn swap(args: SwapArgs, context: &Context) -> anyhow::Result<()> {
 pub async fn rollback(args: RollbackArgs, context: &Context) -> anyhow::Result<()> {
     let client = context.daemon().await?;
     let path = format!("/v1/plugins/{}/rollback", segment(&args.runner));
-    let begun = client.post(&path, &json!({})).await?;
+    let begun = client.post(&path, &json!({"reason": args.reason})).await?;
     if begun["stage"] == "rolled_back" {
         // A trial that was ended: the version before serves already.
         return emit(context.style, &begun, |seen| {
@@ -88,14 +91,14 @@ pub async fn history(args: HistoryArgs, context: &Context) -> anyhow::Result<()>
     }
     let answer = context.client().await?.get(&path).await?;
     emit(context.style, &answer["history"], |list| {
-        let keys = ["since", "runner", "name", "version", "state", "sha256", "swap", "reason"];
+        let keys = ["since", "runner", "name", "version", "state", "sha256", "source", "reason"];
         let mut shown = rows(list, &keys);
         for row in &mut shown {
             row[5].truncate(12);
             // A reason may have three lines; the first says what it is.
             row[7] = row[7].lines().next().unwrap_or_default().to_owned();
         }
-        table(&["SINCE", "RUNNER", "NAME", "VERSION", "STATE", "GENERATION", "SWAP", "REASON"], &shown)
+        table(&["SINCE", "RUNNER", "NAME", "VERSION", "STATE", "GENERATION", "FILE", "REASON"], &shown)
     })
 }
 

@@ -142,7 +142,7 @@ fn take(what: &str, path: &Path, context: &Context) -> anyhow::Result<()> {
             .into());
     }
     emit(context.style, &json!({"removed": {"plugins": plugins, "keys": keys}}), |_| {
-        "removed; runners that are loaded already stay until they are loaded again".to_owned()
+        "removed; runners that are loaded already stay as they are until `kairos reload`".to_owned()
     })
 }
 

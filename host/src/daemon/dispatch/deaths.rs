@@ -32,7 +32,7 @@ impl Inner {
             Outcome::Failed(RunnerError::Unavailable(why)) => {
                 let wait = self.table().breakers.unavailable(runner, why, now);
                 tracing::error!(runner, mandate, why, wait_s = wait.as_secs(), "runner_held_back");
-                self.held_back();
+                self.hold_back();
                 Err(NotStarted { reason: format!("runner {runner}: {why}"), hold: None, trouble: true })
             }
             Outcome::Failed(RunnerError::Died(death)) if !death.by_host => {
@@ -55,7 +55,7 @@ impl Inner {
                 let held = self.table().breakers.died(runner, how, now);
                 if let Some(wait) = held {
                     tracing::error!(runner, how, wait_s = wait.as_secs(), "runner_held_back");
-                    self.held_back();
+                    self.hold_back();
                 }
                 Ok(())
             }
@@ -88,7 +88,7 @@ impl Inner {
     }
 
     /// A runner is held back from now on: nothing of it is offered, and what waits for it says why.
-    fn held_back(self: &Arc<Self>) {
+    fn hold_back(self: &Arc<Self>) {
         self.read_offers();
         self.note_waits();
     }

@@ -30,6 +30,7 @@ use tokio::sync::{Semaphore, watch};
 pub use conclude::{Outcome, Seen, Stops, Verdict, conclude};
 pub use cycle::Ended;
 pub use slots::Stuck;
+pub use waits::HeldBack;
 
 use self::ports::{CycleLog, OpenServices, ScheduleSide, Trials};
 use self::slots::{HoldKind, Table};
@@ -417,17 +418,21 @@ impl Dispatch {
     /// Why waiting work does not start, and what is less than it could be, for people.
     #[must_use]
     pub fn reasons(&self) -> Vec<String> {
-        let unfit = self.0.unfit().into_iter().map(|(runner, why)| {
-            let told = format!("runner {runner}: {why}");
-            (runner, told)
-        });
-        let more: Vec<_> = unfit.chain(self.0.parts.runners.degraded()).collect();
-        let table = self.0.table();
-        let mut reasons = table.reasons();
-        // Also before anything waits for them, and what waits for them is told once.
-        let more = more.into_iter().filter(|(runner, _)| !table.waits.contains_key(runner));
-        reasons.extend(more.map(|(_, told)| told));
+        let trouble = self.0.runner_trouble();
+        let degraded = self.0.parts.runners.degraded().into_iter();
+        // What cannot serve at all is told once.
+        let degraded: Vec<String> =
+            degraded.filter(|(runner, _)| !trouble.contains_key(runner)).map(|(_, told)| told).collect();
+        let mut reasons = self.0.table().reasons();
+        reasons.extend(trouble.into_iter().map(|(runner, why)| format!("runner {runner}: {why}")));
+        reasons.extend(degraded);
         reasons
+    }
+
+    /// Set while a runner that is there is not tried, because it keeps dying.
+    #[must_use]
+    pub fn held_back(&self, runner: &str) -> Option<HeldBack> {
+        self.0.held_back(runner)
     }
 
     /// Threads that did not end when they were asked to.

@@ -204,8 +204,7 @@ impl Table {
             .blocked
             .as_ref()
             .map(|block| format!("budget: {} of {} {} used", block.used, block.limit, block.limit_kind));
-        let runners = self.waits.iter().map(|(runner, why)| format!("runner {runner}: {why}"));
-        self.holds.values().map(|hold| hold.reason.clone()).chain(budget).chain(runners).collect()
+        self.holds.values().map(|hold| hold.reason.clone()).chain(budget).collect()
     }
 }
 

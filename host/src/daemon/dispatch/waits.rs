@@ -4,9 +4,27 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError};
 
+use chrono::{DateTime, Utc};
+
 use super::Inner;
 use crate::domain::mandate::MandateState;
 use crate::store::{self, MandateFilter, RunnerOffer};
+
+/// A runner that keeps dying is not tried for a while.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldBack {
+    /// How it died last, or why it could not be started.
+    pub why: String,
+    /// When it is tried again.
+    pub until: DateTime<Utc>,
+}
+
+impl std::fmt::Display for HeldBack {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let at = self.until.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
+        write!(f, "held back until {at}, because it keeps dying: {}", self.why)
+    }
+}
 
 /// Enough to find every runner that something waits for, in all but absurd queues.
 const LOOK_AT: usize = 1000;
@@ -119,13 +137,29 @@ impl Inner {
         Ok(missing)
     }
 
-    /// Why a runner that is there is held back, and until when, for people.
-    fn held(&self, runner: &str) -> Option<String> {
+    /// Why a runner that is there is held back, and until when.
+    pub(super) fn held_back(&self, runner: &str) -> Option<HeldBack> {
         let now = self.parts.clock.monotonic();
         let (why, until) = self.table().breakers.held(runner, now)?;
-        let at = self.parts.clock.now() + until.saturating_sub(now);
-        let at = at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
-        Some(format!("held back until {at}, because it keeps dying: {why}"))
+        Some(HeldBack { why, until: self.parts.clock.now() + until.saturating_sub(now) })
+    }
+
+    /// The same for people.
+    fn held(&self, runner: &str) -> Option<String> {
+        self.held_back(runner).map(|held| held.to_string())
+    }
+
+    /// Runners that cannot serve, with the reason, whether something waits for them or not.
+    pub(super) fn runner_trouble(&self) -> BTreeMap<String, String> {
+        let mut trouble = self.unfit();
+        trouble.extend(self.table().waits.clone());
+        for status in self.parts.runners.status() {
+            let held = || self.held(&status.name);
+            if let Some(why) = status.error.as_ref().map(|error| error.message.clone()).or_else(held) {
+                trouble.insert(status.name, why);
+            }
+        }
+        trouble
     }
 
     /// Tries the runners that something waits for once more.

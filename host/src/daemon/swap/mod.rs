@@ -27,7 +27,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::sync::watch as channel;
 
-pub use start::{adopt, pins};
+pub use start::{adopt, barred, pins};
 pub use view::{Refusal, Stage, SwapView};
 pub use watch::watch;
 
@@ -37,9 +37,12 @@ use crate::runner::Runners;
 use crate::store::{GenerationRow, GenerationStore, NewEvent, Store};
 use crate::sys::clock::Clock;
 use crate::sys::entropy::Entropy;
+use crate::sys::priority;
 
 /// Swaps that are remembered for whoever asks; their history is in the store.
 const VIEWS_MAX: usize = 64;
+/// Remarks on watched files that are remembered; then each may be made once more.
+const REPORTED_MAX: usize = 1024;
 /// Generations that failed their trial and may still have cycles under way.
 const ROLLED_BACK_MAX: usize = 256;
 
@@ -133,8 +136,18 @@ struct Table {
     /// (runner, sha256) of versions that failed their trial.
     rolled_back: VecDeque<(String, String)>,
     views: VecDeque<(String, Arc<channel::Sender<SwapView>>)>,
-    /// Files that were found bad where a directory is watched, so that each is reported once.
+    /// What was said of files where a directory is watched, so that each thing is said once.
     reported: BTreeSet<String>,
+}
+
+impl Table {
+    /// True when it has not been said of a watched file before.
+    fn news(&mut self, said: String) -> bool {
+        if self.reported.len() >= REPORTED_MAX {
+            self.reported.clear();
+        }
+        self.reported.insert(said)
+    }
 }
 
 impl Swaps {
@@ -171,29 +184,32 @@ impl Swaps {
         let plan = pipeline::Plan {
             runner: request.runner,
             source: pipeline::Source::File(request.file),
+            origin: Some(source.clone()),
             cold: request.cold,
-            back: false,
+            back: None,
         };
         self.0.begin(plan, source)
     }
 
     /// Gives a slot back to the version before: the one that stands by, if one is on trial, else the
-    /// one that served last, which is probed first. Gives the view of that swap.
+    /// one that served last, which is probed first. `who` says who wants it, and why, as in "taken
+    /// back by the operator". Gives the view of that swap.
     ///
     /// # Errors
     /// `conflict`, `unknown_runner`, `nothing_before`.
-    pub async fn roll_back(&self, runner: &str, why: &str) -> Result<SwapView, Refusal> {
+    pub async fn roll_back(&self, runner: &str, who: &str) -> Result<SwapView, Refusal> {
         let trial = self.0.table().trials.get(runner).cloned();
         if let Some(trial) = trial {
-            self.0.take_back_by_hand(&trial, why).await?;
+            self.0.take_back_by_hand(&trial, who).await?;
             return Ok(trial.view.borrow().clone());
         }
         let before = self.0.version_before(runner).await?;
         let plan = pipeline::Plan {
             runner: runner.to_owned(),
             source: pipeline::Source::Kept(before.sha256.clone()),
+            origin: before.source,
             cold: false,
-            back: true,
+            back: Some(who.to_owned()),
         };
         self.0.begin(plan, before.sha256)
     }
@@ -369,6 +385,13 @@ fn show(view: &channel::Sender<SwapView>, change: impl FnOnce(&mut SwapView)) {
     });
 }
 
+/// Work of a swap takes short turns: cycles that serve wait behind it otherwise.
+fn make_way() {
+    if let Err(error) = priority::short_turns() {
+        tracing::debug!(%error, "swap_as_urgent_as_ever");
+    }
+}
+
 /// Calls foreign code on a thread of its own, which is left to itself when it does not answer in
 /// time: not even the runtime's end waits for it.
 async fn on_thread<T: Send + 'static>(
@@ -379,6 +402,7 @@ async fn on_thread<T: Send + 'static>(
 ) -> Result<T, Refusal> {
     let (send, receive) = tokio::sync::oneshot::channel();
     let spawned = std::thread::Builder::new().name(format!("kairos-{what}")).spawn(move || {
+        make_way();
         // Nobody listens any more when it came too late.
         let _ = send.send(work());
     });

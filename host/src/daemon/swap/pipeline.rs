@@ -3,17 +3,24 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::json;
 use tokio::sync::watch;
 
+use super::start::is_judgement;
 use super::trial::Trial;
 use super::view::{Refusal, Stage, SwapView};
-use super::{Inner, Settings, on_thread, shadow, show};
+use super::{Inner, Settings, make_way, on_thread, shadow, show};
 use crate::domain::generation::GenerationEvent;
 use crate::domain::handover::HandOver;
-use crate::runner::{Generation, Isolation, Pin, PluginFile, RunnerConfig, RunnerError};
-use crate::store::{GenerationMove, NewGeneration};
+use crate::runner::manifest::fingerprint;
+use crate::runner::{Generation, Isolation, Pace, Pin, PluginFile, RunnerConfig, RunnerError};
+use crate::store::{self, GenerationMove, NewGeneration, NewRefusal, Refused};
+
+/// Longest time that a call on a trial in the background has: below what its worker has to answer,
+/// so that lateness is never taken for a crash.
+const BACKGROUND_MAX: Duration = Duration::from_secs(8);
 
 /// Where a candidate comes from.
 #[derive(Clone, Debug)]
@@ -29,10 +36,12 @@ pub(super) enum Source {
 pub(super) struct Plan {
     pub runner: String,
     pub source: Source,
+    /// Where the file lay when somebody named it.
+    pub origin: Option<String>,
     /// Without the state of the version that serves.
     pub cold: bool,
-    /// It has served before: it is probed and serves, without replay and trial.
-    pub back: bool,
+    /// It has served before: it is probed and serves, without replay and trial. Says who wants that.
+    pub back: Option<String>,
 }
 
 /// Everything that is known of a swap under way.
@@ -115,16 +124,8 @@ impl Inner {
                 remedy = remedy.as_deref(),
                 "swap_refused"
             );
-            if let Some(n) = recorded.0 {
-                let reason = Some(format!("{code}: {message}"));
-                let step = GenerationMove {
-                    details: swap.view.borrow().shadow.as_ref().map(|report| json!({"shadow": report})),
-                    ..GenerationMove::new(n, GenerationEvent::Refuse, reason)
-                };
-                let at = self.parts.clock.now();
-                if let Err(error) = self.parts.generations.move_generations(vec![step], at).await {
-                    tracing::warn!(%error, swap = id, "swap_refusal_not_recorded");
-                }
+            if let Err(error) = self.record_refusal(&swap, recorded.0, &refusal).await {
+                tracing::warn!(%error, swap = id, "swap_refusal_not_recorded");
             }
             let details = json!({"swap": id, "runner": swap.plan.runner, "source": swap.view.borrow().source,
                 "stage": swap.view.borrow().stage, "code": code, "message": message, "remedy": remedy});
@@ -136,6 +137,39 @@ impl Inner {
         }
     }
 
+    /// What history says of a candidate that never serves; of one without a row yet, all of it.
+    async fn record_refusal(&self, swap: &Swap, row: Option<i64>, why: &Refusal) -> store::Result<()> {
+        let (seen, at) = (swap.view.borrow().clone(), self.parts.clock.now());
+        let refused = Refused {
+            stage: seen.stage.as_str().to_owned(),
+            code: why.code.clone(),
+            message: why.message.clone(),
+        };
+        if let Some(n) = row {
+            if let Some(sha256) = seen.generation.as_ref().filter(|_| is_judgement(&refused.stage)) {
+                self.parts.runners.bar(&swap.plan.runner, sha256);
+            }
+            let reason = Some(format!("{}: {}", why.code, why.message));
+            let step = GenerationMove {
+                details: seen.shadow.as_ref().map(|report| json!({"shadow": report})),
+                refused: Some(refused),
+                ..GenerationMove::new(n, GenerationEvent::Refuse, reason)
+            };
+            return self.parts.generations.move_generations(vec![step], at).await;
+        }
+        let sha256 = match (&seen.generation, &swap.plan.source) {
+            (Some(sha256), _) | (None, Source::Kept(sha256)) => Some(sha256.clone()),
+            (None, Source::File(path)) => {
+                let path = path.clone();
+                tokio::task::spawn_blocking(move || fingerprint(&path)).await.unwrap_or_default()
+            }
+        };
+        let identity = seen.name.zip(seen.version);
+        let (runner, source) = (seen.runner, seen.source);
+        let new = NewRefusal { runner, source, sha256, identity, swap: seen.id, refused, at };
+        self.parts.generations.refuse_file(new).await.map(drop)
+    }
+
     async fn prepare_and_flip(
         self: &Arc<Self>,
         swap: &mut Swap,
@@ -144,14 +178,15 @@ impl Inner {
         let plugin = Arc::new(self.keep(swap).await?);
         let (old, next) = self.record(swap, &plugin).await?;
         recorded.0 = Some(next);
-        show(&swap.view, |seen| seen.stage = Stage::Probe);
-        let candidate = self.probe(swap, &plugin).await?;
-        self.moved(next, GenerationEvent::Probe).await?;
-        if !swap.plan.back {
-            show(&swap.view, |seen| seen.stage = Stage::Shadow);
-            self.shadow(swap, candidate).await?;
-        } else {
-            drop(candidate);
+        let mut probed = false;
+        match self.try_out(swap, &plugin, next, Pace::Background, &mut probed).await {
+            // On a machine without an idle moment that says nothing of the candidate.
+            Err(late) if late.is_late() => {
+                let (runner, why) = (&swap.plan.runner, &late.message);
+                tracing::info!(runner, generation = plugin.sha256, why, "swap_tried_without_yielding");
+                self.try_out(swap, &plugin, next, Pace::Usual, &mut probed).await?;
+            }
+            other => other?,
         }
         show(&swap.view, |seen| seen.stage = Stage::Standby);
         let ready = self.stand_by(swap, &plugin).await?;
@@ -169,12 +204,18 @@ impl Inner {
     /// Reads the file, checks it as far as that goes without running it, and keeps it.
     async fn keep(&self, swap: &mut Swap) -> Result<PluginFile, Refusal> {
         let (runners, source) = (Arc::clone(&self.parts.runners), swap.plan.source.clone());
-        let config = swap.config.clone();
+        let (config, view) = (swap.config.clone(), Arc::clone(&swap.view));
         let read = tokio::task::spawn_blocking(move || {
+            make_way();
             let plugin = match &source {
                 Source::File(path) => PluginFile::open(path)?,
                 Source::Kept(sha256) => runners.kept(sha256)?,
             };
+            show(&view, |seen| {
+                seen.generation = Some(plugin.sha256.clone());
+                seen.name = Some(plugin.manifest.name.clone());
+                seen.version = Some(plugin.manifest.version.clone());
+            });
             // Before anything of it runs: whether it may, where the operator wants it to.
             let isolation = runners.isolation_for(&config, &plugin)?;
             runners.keep(&plugin)?;
@@ -185,11 +226,6 @@ impl Inner {
             .map_err(|panic| Refusal::new("panic", format!("the file's reader failed: {panic}")))??;
         swap.configured = configured;
         swap.isolation = isolation;
-        show(&swap.view, |seen| {
-            seen.generation = Some(plugin.sha256.clone());
-            seen.name = Some(plugin.manifest.name.clone());
-            seen.version = Some(plugin.manifest.version.clone());
-        });
         if plugin.sha256 == swap.serves.identity().generation {
             let message = format!("runner {} is served by this very file already", swap.plan.runner);
             return Err(Refusal::new("already_active", message));
@@ -211,6 +247,7 @@ impl Inner {
             isolation,
             swap: None,
             configured: swap.configured.clone(),
+            source: None,
             at,
         };
         let old = new(&identity.generation, &identity.name, &identity.version, &identity.abi, serves_in);
@@ -219,36 +256,64 @@ impl Inner {
         let manifest = &plugin.manifest;
         let next =
             new(&plugin.sha256, &manifest.name, &manifest.version, &manifest.abi, swap.isolation.to_string());
-        let next = self.parts.generations.add_generation(NewGeneration { swap: swap_id, ..next }).await?;
+        let source = swap.plan.origin.clone();
+        let next = NewGeneration { swap: swap_id, source, ..next };
+        let next = self.parts.generations.add_generation(next).await?;
         Ok((old, next))
     }
 
+    /// Probe and shadow: what an instance that never serves can tell of it. `probed` becomes true
+    /// once the first is recorded.
+    async fn try_out(
+        &self,
+        swap: &Swap,
+        plugin: &Arc<PluginFile>,
+        row: i64,
+        pace: Pace,
+        probed: &mut bool,
+    ) -> Result<(), Refusal> {
+        let limit = match pace {
+            Pace::Usual => swap.settings.shadow_deadline,
+            Pace::Background => (swap.settings.shadow_deadline / 4).min(BACKGROUND_MAX),
+        };
+        show(&swap.view, |seen| seen.stage = Stage::Probe);
+        let candidate = self.probe(swap, plugin, pace, limit).await?;
+        if !*probed {
+            self.moved(row, GenerationEvent::Probe).await?;
+            *probed = true;
+        }
+        if swap.plan.back.is_some() {
+            return Ok(());
+        }
+        show(&swap.view, |seen| seen.stage = Stage::Shadow);
+        self.shadow(swap, candidate, limit).await
+    }
+
     /// Loads it apart from everything that serves, and asks whether it works.
-    async fn probe(&self, swap: &Swap, plugin: &Arc<PluginFile>) -> Result<Arc<Generation>, Refusal> {
+    async fn probe(
+        &self,
+        swap: &Swap,
+        plugin: &Arc<PluginFile>,
+        pace: Pace,
+        limit: Duration,
+    ) -> Result<Arc<Generation>, Refusal> {
         let (runners, plugin) = (Arc::clone(&self.parts.runners), Arc::clone(plugin));
         let config = swap.config.clone();
         let work = move || {
-            let backend = runners.on_trial(&config, &plugin).map_err(Refusal::from)?;
-            backend.probe().map_err(|error| {
-                Refusal::new("probe_failed", format!("the candidate says that it does not work: {error}"))
-            })?;
+            let backend = runners.on_trial(&config, &plugin, pace).map_err(Refusal::from)?;
             Ok(Arc::new(Generation::of("trial", backend)))
         };
-        on_thread("probe", swap.settings.shadow_deadline, &*self.parts.clock, work).await?
+        on_thread("probe", limit, &*self.parts.clock, work).await?
     }
 
-    async fn shadow(&self, swap: &Swap, candidate: Arc<Generation>) -> Result<(), Refusal> {
+    async fn shadow(&self, swap: &Swap, candidate: Arc<Generation>, limit: Duration) -> Result<(), Refusal> {
         let recorded = self.recorded(&swap.plan.runner, swap.settings.shadow_cycles).await?;
         let view = Arc::clone(&swap.view);
-        let report = shadow::replay(
-            &candidate,
-            recorded,
-            swap.settings.shadow_deadline,
-            swap.settings.tolerance,
-            &*self.parts.clock,
-            |_| show(&view, |_| ()),
-        )
-        .await;
+        let report =
+            shadow::replay(&candidate, recorded, limit, swap.settings.tolerance, &*self.parts.clock, |_| {
+                show(&view, |_| ())
+            })
+            .await;
         let refusal = report.refusal();
         show(&swap.view, |seen| seen.shadow = Some(report));
         refusal.map_or(Ok(()), Err)
@@ -331,7 +396,7 @@ impl Inner {
         let aside = states.0.iter().filter(|state| state.aside).count();
         let told_as = states.told();
         tracing::info!(runner, states = told_as, aside, "runner_state_handed_over");
-        told(if swap.plan.back && told_as == "none" && aside > 0 { "cold" } else { &told_as });
+        told(if swap.plan.back.is_some() && told_as == "none" && aside > 0 { "cold" } else { &told_as });
         Ok((Some(held), Some(states)))
     }
 
@@ -361,17 +426,19 @@ impl Inner {
     ) -> Result<(), Refusal> {
         use GenerationEvent as E;
         let runner = swap.plan.runner.as_str();
-        let on_trial = swap.settings.canary_cycles > 0 && !swap.plan.back;
-        let leaves = if swap.plan.back {
+        let back = swap.plan.back.as_deref();
+        let on_trial = swap.settings.canary_cycles > 0 && back.is_none();
+        let leaves = if back.is_some() {
             E::RollBack
         } else if on_trial {
             E::StandBack
         } else {
             E::Drain
         };
-        let reason = swap.plan.back.then(|| "taken back".to_owned());
+        let reason = back.map(ToOwned::to_owned);
+        let returns = back.map(|who| format!("the version after it was {who}"));
         let activate =
-            GenerationMove { canary: on_trial, handover, ..GenerationMove::new(next, E::Activate, None) };
+            GenerationMove { canary: on_trial, handover, ..GenerationMove::new(next, E::Activate, returns) };
         let moves = vec![activate, GenerationMove::new(old, leaves, reason)];
         let baseline =
             if on_trial { self.recorded(runner, crate::store::RECENT_MAX).await? } else { Vec::new() };
@@ -402,6 +469,9 @@ impl Inner {
                 return Err(self.take_back((old, next), leaves, error.into()).await);
             }
         };
+        if back.is_some() {
+            self.parts.runners.bar(runner, from);
+        }
         self.parts.dispatch.runners_changed();
         tracing::info!(runner, generation = to, from, swap = swap.view.borrow().id, "runner_swapped");
         match trial {
@@ -411,7 +481,7 @@ impl Inner {
             }
             None => {
                 show(&swap.view, |seen| seen.stage = Stage::Drain);
-                let row = (!swap.plan.back).then_some(old);
+                let row = back.is_none().then_some(old);
                 self.spawn_drain(
                     runner.to_owned(),
                     former,
@@ -459,7 +529,7 @@ fn readable(
         );
         return Err(Refusal::new("export_failed", message).remedy("begin without the state: --cold"));
     }
-    match states.unreadable(reads).filter(|_| !swap.plan.back) {
+    match states.unreadable(reads).filter(|_| swap.plan.back.is_none()) {
         None => Ok(()),
         Some(state) => {
             let message = format!(

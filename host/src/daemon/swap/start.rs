@@ -1,6 +1,6 @@
 //! What a start finds of swaps: which versions were swapped in, and trials that are not over.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,15 +13,46 @@ use crate::domain::generation::GenerationState;
 use crate::runner::{Pin, Runners};
 use crate::store::{self, GenerationRow, GenerationStore, NewGeneration};
 
-/// What swaps have put in place of configured files, of rows that are open after a start.
+/// What serves in place of configured files, of rows that are open after a start: what was swapped
+/// in, and whatever serves where a version is barred.
 #[must_use]
-pub fn pins(open: &[GenerationRow]) -> BTreeMap<String, Pin> {
-    let active = open.iter().filter(|row| row.state == GenerationState::Active && row.swap.is_some());
+pub fn pins(open: &[GenerationRow], barred: &BTreeMap<String, BTreeSet<String>>) -> BTreeMap<String, Pin> {
+    let stays = |row: &&GenerationRow| row.swap.is_some() || barred.contains_key(&row.runner);
+    let active = open.iter().filter(|row| row.state == GenerationState::Active);
     active
+        .filter(stays)
         .map(|row| {
             (row.runner.clone(), Pin { sha256: row.sha256.clone(), configured: row.configured.clone() })
         })
         .collect()
+}
+
+/// Versions that were found bad, by runner: the last that is known of them is that they were taken
+/// back, or refused for what they did. `lives` are newest first.
+#[must_use]
+pub fn barred(lives: &[GenerationRow]) -> BTreeMap<String, BTreeSet<String>> {
+    let mut seen = BTreeSet::new();
+    let mut barred: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for row in lives {
+        let last = seen.insert((&row.runner, &row.sha256));
+        let bad = match row.state {
+            GenerationState::RolledBack => true,
+            GenerationState::Refused => {
+                row.refused.as_ref().is_some_and(|refused| is_judgement(&refused.stage))
+            }
+            _ => false,
+        };
+        if last && bad {
+            barred.entry(row.runner.clone()).or_default().insert(row.sha256.clone());
+        }
+    }
+    barred
+}
+
+/// True for the stages that judge what a version does. What else a candidate is refused for lies in
+/// its surroundings.
+pub(super) fn is_judgement(stage: &str) -> bool {
+    [Stage::Probe, Stage::Shadow].iter().any(|judges| judges.as_str() == stage)
 }
 
 /// Records which generations serve the slots now. A version that was swapped in ends when the
@@ -38,6 +69,8 @@ pub fn adopt(
         let (Some(identity), Ok(Some(config))) = (status.identity, runners.config(&status.name)) else {
             continue;
         };
+        let sources = runners.sources(&config);
+        let source = sources.file.filter(|_| sources.configured.as_ref() == Some(&identity.generation));
         let new = NewGeneration {
             runner: status.name,
             sha256: identity.generation,
@@ -46,7 +79,8 @@ pub fn adopt(
             abi: identity.abi,
             isolation: status.isolation.map(|isolation| isolation.to_string()).unwrap_or_default(),
             swap: None,
-            configured: runners.sources(&config).configured,
+            configured: sources.configured,
+            source: source.map(|file| file.display().to_string()),
             at,
         };
         generations.adopt_generation(new, "configured".to_owned()).wait()?;

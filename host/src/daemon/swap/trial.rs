@@ -114,7 +114,15 @@ impl Inner {
                 trial.decided.notify_one();
                 OnTrial::Keep
             }
-            Decision::RollBack(why) => match self.end_trial_badly(&trial, &why, States::AsAtTheFlip).await {
+            Decision::RollBack(why) => match self
+                .end_trial_badly(
+                    &trial,
+                    &why,
+                    format!("the version after it failed its trial: {why}"),
+                    States::AsAtTheFlip,
+                )
+                .await
+            {
                 Ok(()) => OnTrial::RunAgain(format!("rolled back: {why}")),
                 // Passed meanwhile, or the store takes nothing now: the end counts as it is.
                 Err(refusal) => {
@@ -125,13 +133,14 @@ impl Inner {
         }
     }
 
-    /// Takes a version on trial back because a person wants it: what it has done to the states of its
+    /// Takes a version on trial back because a person, `who`, wants it: what it has done to the states of its
     /// instances goes back with it, unless its cycles do not come to a boundary in time.
-    pub(super) async fn take_back_by_hand(&self, trial: &Arc<Trial>, why: &str) -> Result<(), Refusal> {
+    pub(super) async fn take_back_by_hand(&self, trial: &Arc<Trial>, who: &str) -> Result<(), Refusal> {
         let runner = trial.view.borrow().runner.clone();
+        let returns = format!("the version after it was {who}");
         let keeps = self.schemas_of(&trial.former).await.is_none_or(|schemas| !schemas.is_empty());
         if !keeps {
-            return self.end_trial_badly(trial, why, States::AsAtTheFlip).await;
+            return self.end_trial_badly(trial, who, returns, States::AsAtTheFlip).await;
         }
         let _held = self.held(&runner);
         let idle = self.parts.dispatch.runner_idle(&runner, STOP_GRACE).await;
@@ -143,7 +152,7 @@ impl Inner {
                 "runner_state_not_taken_back"
             );
         }
-        self.end_trial_badly(trial, why, states).await
+        self.end_trial_badly(trial, who, returns, states).await
     }
 
     /// Gives the version before what the instances of the one on trial keep now, as far as it reads
@@ -168,11 +177,13 @@ impl Inner {
         }
     }
 
-    /// Gives the slot back to the version before. Recorded, flipped and offered when this returns.
+    /// Gives the slot back to the version before. `why` is the reason for the one on trial, `returns`
+    /// that for the one before. Recorded, flipped and offered when this returns.
     pub(super) async fn end_trial_badly(
         &self,
         trial: &Arc<Trial>,
         why: &str,
+        returns: String,
         states: States,
     ) -> Result<(), Refusal> {
         let mut ended = trial.ended.lock().await;
@@ -191,11 +202,7 @@ impl Inner {
         let (old, next) = trial.rows;
         let back = vec![
             GenerationMove::new(next, GenerationEvent::RollBack, Some(why.to_owned())),
-            GenerationMove::new(
-                old,
-                GenerationEvent::Activate,
-                Some("the successor's trial failed".to_owned()),
-            ),
+            GenerationMove::new(old, GenerationEvent::Activate, Some(returns)),
         ];
         self.parts.generations.move_generations(back, self.parts.clock.now()).await?;
         *ended = Some(Err(why.to_owned()));
@@ -204,6 +211,7 @@ impl Inner {
             self.parts.runners.flip(&runner, &failed, Arc::clone(&trial.former), pin, &*self.parts.clock);
         // Cycles that it began and that are still under way are its own; their failures are done again.
         self.remember_rolled_back(&runner, &failed);
+        self.parts.runners.bar(&runner, &failed);
         self.table().trials.remove(&runner);
         self.freed.send_modify(|count| *count += 1);
         self.parts.dispatch.runners_changed();

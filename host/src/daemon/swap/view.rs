@@ -89,6 +89,12 @@ impl Refusal {
         self.remedy = Some(remedy.into());
         self
     }
+
+    /// True when all that is known is that something took too long.
+    #[must_use]
+    pub fn is_late(&self) -> bool {
+        matches!(self.code.as_str(), "hung" | "load_timeout" | "shadow_hung")
+    }
 }
 
 impl From<LoadError> for Refusal {

@@ -27,7 +27,7 @@ const WAITING: usize = 64;
 pub async fn watch(swaps: Swaps, dir: PathBuf) -> std::io::Result<()> {
     files::create_dirs(&dir).map_err(|error| std::io::Error::other(error.to_string()))?;
     let queue = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-    let flags = WatchFlags::CLOSE_WRITE | WatchFlags::MOVED_TO | WatchFlags::ONLYDIR;
+    let flags = WatchFlags::CLOSE_WRITE | WatchFlags::MOVED_TO | WatchFlags::CREATE | WatchFlags::ONLYDIR;
     inotify::add_watch(&queue, &dir, flags)?;
     // The thread ends when this end of the pipe goes with the task.
     let (ends, _alive) = pipe_with(PipeFlags::CLOEXEC)?;
@@ -37,15 +37,27 @@ pub async fn watch(swaps: Swaps, dir: PathBuf) -> std::io::Result<()> {
     tracing::info!(dir = %dir.display(), "plugins_watched");
     loop {
         match receive.recv().await {
-            Some(Ok(name)) => offered(&swaps, &dir.join::<PathBuf>(name)).await,
+            Some(Ok(Appeared { name, complete: true })) => offered(&swaps, &dir.join(name)).await,
+            Some(Ok(Appeared { name, complete: false })) => {
+                let path = dir.join(name);
+                waits(&swaps, &path, "it is not complete before it is closed, or renamed into place");
+            }
             Some(Err(error)) => return Err(error),
             None => return Err(std::io::Error::other("the thread that watches has ended")),
         }
     }
 }
 
-/// Tells the names of files that are complete, until `ends` is closed or nobody listens.
-fn listen(queue: &OwnedFd, ends: &OwnedFd, tell: &mpsc::Sender<std::io::Result<PathBuf>>) {
+/// A plugin's name in the directory.
+#[derive(Debug, PartialEq, Eq)]
+struct Appeared {
+    name: PathBuf,
+    /// False for one that has only been begun.
+    complete: bool,
+}
+
+/// Tells the names of files that are complete or begun, until `ends` is closed or nobody listens.
+fn listen(queue: &OwnedFd, ends: &OwnedFd, tell: &mpsc::Sender<std::io::Result<Appeared>>) {
     loop {
         let mut ready = [PollFd::new(queue, PollFlags::IN), PollFd::new(ends, PollFlags::IN)];
         match poll(&mut ready, None) {
@@ -66,22 +78,26 @@ fn listen(queue: &OwnedFd, ends: &OwnedFd, tell: &mpsc::Sender<std::io::Result<P
     }
 }
 
-/// The files that are complete now.
-fn appeared(queue: &impl AsFd) -> std::io::Result<Vec<PathBuf>> {
+/// The files that are complete now, and those that were begun and are not complete yet.
+fn appeared(queue: &impl AsFd) -> std::io::Result<Vec<Appeared>> {
     let mut buffer = [std::mem::MaybeUninit::uninit(); BUFFER];
     let mut reader = inotify::Reader::new(queue, &mut buffer);
-    let mut names: Vec<PathBuf> = Vec::new();
+    let mut found: Vec<Appeared> = Vec::new();
     loop {
         let event = reader.next()?;
         if event.events().contains(ReadFlags::IGNORED) {
             return Err(std::io::Error::new(std::io::ErrorKind::NotFound, "the watched directory is gone"));
         }
+        let complete = !event.events().contains(ReadFlags::CREATE);
         let name = event.file_name().and_then(|name| name.to_str().ok()).filter(|name| is_plugin(name));
-        if let Some(name) = name.map(PathBuf::from).filter(|name| !names.contains(name)) {
-            names.push(name);
+        if let Some(name) = name.map(PathBuf::from) {
+            match found.iter_mut().find(|known| known.name == name) {
+                Some(known) => known.complete |= complete,
+                None => found.push(Appeared { name, complete }),
+            }
         }
         if reader.is_buffer_empty() {
-            return Ok(names);
+            return Ok(found);
         }
     }
 }
@@ -109,7 +125,16 @@ async fn offered(swaps: &Swaps, path: &Path) {
     };
     let wanted: Vec<String> = runners.iter().filter(of_name).map(|status| status.name.clone()).collect();
     if wanted.is_empty() {
-        tracing::info!(path = %path.display(), plugin = plugin.manifest.name, "watched_file_of_nobody");
+        let name = plugin.manifest.name.as_str();
+        let serves = runners.iter().find(|status| {
+            status.identity.as_ref().is_some_and(|identity| identity.generation == plugin.sha256)
+        });
+        match serves {
+            Some(status) => {
+                tracing::info!(path = %path.display(), runner = status.name, "watched_file_serves_already");
+            }
+            None => tracing::info!(path = %path.display(), plugin = name, "watched_file_of_nobody"),
+        }
     }
     for runner in wanted {
         let (swaps, file) = (swaps.clone(), path.to_owned());
@@ -122,14 +147,19 @@ async fn offered(swaps: &Swaps, path: &Path) {
 /// Waits until the slot is free, and begins.
 async fn take_turn(swaps: &Swaps, runner: String, file: PathBuf) {
     loop {
+        // Its turn may be a trial away.
+        if let Some(open) = swaps.open(&runner) {
+            let why =
+                format!("runner {runner} is in a swap already: {} is at {}", open.id, open.stage.as_str());
+            waits(swaps, &file, &why);
+        }
         swaps.free(&runner).await;
         let request = SwapRequest { runner: runner.clone(), file: file.clone(), cold: false };
         match swaps.start(request) {
             Ok(view) => {
                 return tracing::info!(runner, swap = view.id, file = %file.display(), "watched_file_swaps");
             }
-            // Somebody was quicker.
-            Err(refusal) if refusal.code == "conflict" => {}
+            Err(refusal) if refusal.code == "conflict" => waits(swaps, &file, &refusal.message),
             Err(refusal) => {
                 let remedy = refusal.remedy.as_deref();
                 return tracing::warn!(runner, %refusal, remedy, "watched_file_refused");
@@ -138,9 +168,20 @@ async fn take_turn(swaps: &Swaps, runner: String, file: PathBuf) {
     }
 }
 
+/// Says once of a file for what it waits.
+fn waits(swaps: &Swaps, path: &Path, why: &str) {
+    if swaps.0.table().news(format!("{}: {why}", path.display())) {
+        tracing::info!(path = %path.display(), why, "watched_file_waits");
+    }
+}
+
 fn report(swaps: &Swaps, path: &Path, error: &LoadError) {
+    if let LoadError::Changed { .. } = error {
+        // Whoever writes to it will have to close it.
+        return waits(swaps, path, "somebody writes to it");
+    }
     let seen = format!("{}: {}: {error}", path.display(), error.code());
-    if swaps.0.table().reported.insert(seen) {
+    if swaps.0.table().news(seen) {
         tracing::warn!(path = %path.display(), code = error.code(), %error, remedy = %error.remedy(), "watched_file_bad");
     }
 }

@@ -137,9 +137,23 @@ impl WorkerFactory {
     /// # Errors
     /// The system's, when its thread cannot be started.
     pub fn new(program: impl Into<PathBuf>) -> std::io::Result<Self> {
+        Self::started(program.into(), LOAD_TIME, false)
+    }
+
+    /// A factory of the same program for trials: its workers run where nobody else wants to, so that
+    /// whoever is served does not notice. On a machine without an idle moment they hardly move: that
+    /// one is late says nothing of its plugin, and is found out in half the time.
+    ///
+    /// # Errors
+    /// The system's, when its thread cannot be started.
+    pub fn in_background(&self) -> std::io::Result<Self> {
+        Self::started(self.0.shared.program.clone(), self.1 / 2, true)
+    }
+
+    fn started(program: PathBuf, load_time: Duration, trials: bool) -> std::io::Result<Self> {
         let clock = SystemClock::default();
-        let shared = Shared::start(program.into(), clock)?;
-        Ok(Self(Arc::new(Inner { shared, clock }), LOAD_TIME))
+        let shared = Shared::start(program, clock, trials)?;
+        Ok(Self(Arc::new(Inner { shared, clock }), load_time))
     }
 
     /// With another time for a plugin to be mapped and made.

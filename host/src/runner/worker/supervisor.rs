@@ -16,6 +16,7 @@ use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use super::output::{More, Output};
 use super::process::{Handle, Process};
 use crate::sys::clock::{Clock, SystemClock};
+use crate::sys::priority;
 
 /// Blank workers kept ready, so that a runner that died serves again before a new process could
 /// have been started. One is enough: the next is started at once when it is taken.
@@ -32,7 +33,9 @@ const WAKE: u64 = 0;
 
 /// What other threads and the supervisor share.
 pub struct Shared {
-    program: PathBuf,
+    pub(super) program: PathBuf,
+    /// Its workers are for trials: they run where nobody else wants to, and none is kept ready.
+    trials: bool,
     clock: SystemClock,
     wake: OwnedFd,
     state: Mutex<State>,
@@ -57,10 +60,10 @@ impl Shared {
     ///
     /// # Errors
     /// The system's.
-    pub fn start(program: PathBuf, clock: SystemClock) -> std::io::Result<Arc<Self>> {
+    pub fn start(program: PathBuf, clock: SystemClock, trials: bool) -> std::io::Result<Arc<Self>> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let shared =
-            Arc::new(Self { program, clock, wake, state: Mutex::default(), started: Condvar::new() });
+            Arc::new(Self { program, trials, clock, wake, state: Mutex::default(), started: Condvar::new() });
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &shared.wake, epoll::EventData::new_u64(WAKE), epoll::EventFlags::IN)?;
         let thread = Thread {
@@ -71,7 +74,8 @@ impl Shared {
             next: WAKE + 1,
             refill_at: Duration::ZERO,
         };
-        std::thread::Builder::new().name("kairos-workers".to_owned()).spawn(move || thread.run())?;
+        let name = if trials { "kairos-trials" } else { "kairos-workers" };
+        std::thread::Builder::new().name(name.to_owned()).spawn(move || thread.run())?;
         Ok(shared)
     }
 
@@ -160,6 +164,12 @@ struct Thread {
 
 impl Thread {
     fn run(mut self) {
+        // What it starts inherits it, from the first instruction on: a process that begins has much to
+        // do, while cycles of others want a core for some microseconds.
+        let lowered = if self.shared.trials { priority::only_when_idle() } else { priority::short_turns() };
+        if let Err(error) = lowered {
+            tracing::debug!(%error, trials = self.shared.trials, "runner_workers_as_urgent_as_ever");
+        }
         let mut events: Vec<epoll::Event> = Vec::with_capacity(64);
         while self.tend() {
             let timeout = self.next_time().map(|left| Timespec::try_from(left).unwrap_or_default());
@@ -190,7 +200,7 @@ impl Thread {
                 self.see_off(process, now);
                 continue;
             }
-            let spare = if state.served > 0 { BLANKS } else { 0 };
+            let spare = if state.served > 0 && !self.shared.trials { BLANKS } else { 0 };
             let missing = (state.wanted + spare).saturating_sub(state.blanks.len());
             let may = state.wanted > 0 && state.failure.is_none() || now >= self.refill_at;
             drop(state);

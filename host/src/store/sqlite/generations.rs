@@ -11,8 +11,8 @@ use super::txn::{About, Txn, all, first};
 use super::{SqliteStore, recent};
 use crate::domain::generation::{GenerationEvent, GenerationState};
 use crate::store::{
-    Error, GenerationMove, GenerationRow, GenerationStore, NewGeneration, Pending, RecordedCycle, Result,
-    TrailEntry,
+    Error, GenerationMove, GenerationRow, GenerationStore, NewGeneration, NewRefusal, Pending, RecordedCycle,
+    Result, TrailEntry,
 };
 
 /// Lives that are kept of each slot besides those that are open.
@@ -21,12 +21,17 @@ const KEPT: usize = 5_000;
 const FILES_KEPT: i64 = 8;
 
 const COLUMNS: &str = "n, runner, sha256, name, version, abi, isolation, state, since, reason, swap, configured, \
-     canary, trail, details, handover";
-const OPEN: &str = "state NOT IN ('retired', 'rolled_back')";
+     canary, trail, details, handover, source, refused";
+/// As the index has it.
+const OPEN: &str = "state NOT IN ('retired', 'rolled_back', 'refused')";
 
 impl GenerationStore for SqliteStore {
     fn add_generation(&self, new: NewGeneration) -> Pending<i64> {
         self.run(move |txn| insert(txn, &new, GenerationState::Candidate, None))
+    }
+
+    fn refuse_file(&self, new: NewRefusal) -> Pending<i64> {
+        self.run(move |txn| refuse(txn, new))
     }
 
     fn adopt_generation(&self, new: NewGeneration, reason: String) -> Pending<i64> {
@@ -64,7 +69,7 @@ impl GenerationStore for SqliteStore {
                  WHERE ended IS NULL AND generation IS NOT NULL \
                  UNION SELECT sha256 FROM generation WHERE {OPEN} \
                  UNION SELECT sha256 FROM (SELECT sha256, row_number() OVER (PARTITION BY runner ORDER BY n DESC) \
-                 AS age FROM generation) WHERE age<=?1"
+                 AS age FROM generation WHERE state<>'refused') WHERE age<=?1"
             );
             all(conn, &sql, [FILES_KEPT], |row| row.get(0))
         })
@@ -89,6 +94,8 @@ fn read(row: &Row<'_>) -> rusqlite::Result<GenerationRow> {
         trail: json_of(row, 13)?,
         details: maybe_json(row, 14)?.unwrap_or(Value::Null),
         handover: maybe_json(row, 15)?,
+        source: row.get(16)?,
+        refused: maybe_json(row, 17)?,
     })
 }
 
@@ -102,7 +109,7 @@ fn insert(txn: &mut Txn<'_>, new: &NewGeneration, state: GenerationState, reason
     let trail = json!([TrailEntry { state, at: new.at, reason: reason.map(ToOwned::to_owned) }]);
     txn.exec(
         "INSERT INTO generation(runner, sha256, name, version, abi, isolation, state, since, reason, swap, \
-         configured, trail) VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12)",
+         configured, trail, source) VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13)",
         (
             &new.runner,
             &new.sha256,
@@ -116,18 +123,45 @@ fn insert(txn: &mut Txn<'_>, new: &NewGeneration, state: GenerationState, reason
             &new.swap,
             &new.configured,
             trail.to_string(),
+            &new.source,
         ),
     )?;
     let n = txn.conn.last_insert_rowid();
     let details = json!({"runner": new.runner, "generation": new.sha256, "name": new.name,
         "version": new.version, "state": state, "reason": reason, "swap": new.swap});
     txn.event(new.at, "generation", About::default(), details)?;
+    forget_old(txn, &new.runner)?;
+    Ok(n)
+}
+
+fn forget_old(txn: &mut Txn<'_>, runner: &str) -> Res<()> {
     let kept = i64::try_from(KEPT).unwrap_or(i64::MAX);
-    txn.exec(
-        "DELETE FROM generation WHERE runner=?1 AND state IN ('retired', 'rolled_back') AND n<= \
-         (SELECT n FROM generation WHERE runner=?1 ORDER BY n DESC LIMIT 1 OFFSET ?2)",
-        (&new.runner, kept),
-    )?;
+    let sql = format!(
+        "DELETE FROM generation WHERE runner=?1 AND NOT ({OPEN}) AND n<= \
+         (SELECT n FROM generation WHERE runner=?1 ORDER BY n DESC LIMIT 1 OFFSET ?2)"
+    );
+    txn.exec(&sql, (runner, kept))?;
+    Ok(())
+}
+
+/// A life that ended before it began.
+fn refuse(txn: &mut Txn<'_>, new: NewRefusal) -> Res<i64> {
+    let (name, version) = new.identity.unwrap_or_default();
+    let reason = format!("{}: {}", new.refused.code, new.refused.message);
+    let file = NewGeneration {
+        runner: new.runner,
+        sha256: new.sha256.unwrap_or_default(),
+        name,
+        version,
+        abi: String::new(),
+        isolation: String::new(),
+        swap: Some(new.swap),
+        configured: None,
+        source: Some(new.source),
+        at: new.at,
+    };
+    let n = insert(txn, &file, GenerationState::Refused, Some(&reason))?;
+    txn.exec("UPDATE generation SET refused=?2 WHERE n=?1", (n, json!(new.refused).to_string()))?;
     Ok(n)
 }
 
@@ -147,10 +181,10 @@ fn adopt(txn: &mut Txn<'_>, new: &NewGeneration, reason: &str) -> Res<i64> {
 fn end(txn: &mut Txn<'_>, row: &GenerationRow, reason: &str, at: DateTime<Utc>) -> Res<()> {
     use GenerationEvent as E;
     let events: &[E] = match row.state {
-        GenerationState::Candidate | GenerationState::Probed | GenerationState::Standby => &[E::Refuse],
+        GenerationState::Candidate | GenerationState::Probed | GenerationState::Standby => &[E::Withdraw],
         GenerationState::Active => &[E::Drain, E::Drained],
         GenerationState::Draining => &[E::Drained],
-        GenerationState::Retired | GenerationState::RolledBack => &[],
+        GenerationState::Retired | GenerationState::RolledBack | GenerationState::Refused => &[],
     };
     for event in events {
         apply(txn, &GenerationMove::new(row.n, *event, Some(reason.to_owned())), at)?;
@@ -167,7 +201,8 @@ fn apply(txn: &mut Txn<'_>, step: &GenerationMove, at: DateTime<Utc>) -> Res<()>
     trail.push(TrailEntry { state, at, reason: step.reason.clone() });
     txn.exec(
         "UPDATE generation SET state=?2, since=?3, reason=coalesce(?4, reason), canary=?5, trail=?6, \
-         details=coalesce(?7, details), handover=CASE WHEN ?5 THEN ?8 ELSE NULL END WHERE n=?1",
+         details=coalesce(?7, details), handover=CASE WHEN ?5 THEN ?8 ELSE NULL END, \
+         refused=?9 WHERE n=?1",
         (
             step.n,
             state.as_str(),
@@ -177,6 +212,7 @@ fn apply(txn: &mut Txn<'_>, step: &GenerationMove, at: DateTime<Utc>) -> Res<()>
             json!(trail).to_string(),
             step.details.as_ref().map(Value::to_string),
             step.handover.as_ref().map(|states| json!(states).to_string()),
+            step.refused.as_ref().map(|refused| json!(refused).to_string()),
         ),
     )?;
     let details = json!({"runner": row.runner, "generation": row.sha256, "name": row.name,
@@ -197,7 +233,8 @@ fn recover(txn: &mut Txn<'_>, at: DateTime<Utc>) -> Res<Vec<GenerationRow>> {
             GenerationState::Active
             | GenerationState::Draining
             | GenerationState::Retired
-            | GenerationState::RolledBack => false,
+            | GenerationState::RolledBack
+            | GenerationState::Refused => false,
         };
         if never_served || row.state == GenerationState::Draining {
             end(txn, row, "the daemon stopped", at)?;

@@ -12,7 +12,7 @@ use super::fail::{Fail, Res};
 use crate::store::Error;
 
 /// The version this program writes.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Marks the file as ours in its header: "KAIR".
 pub const APPLICATION: i32 = 0x4B41_4952;
 
@@ -25,8 +25,11 @@ pub struct Migration {
 }
 
 /// Every step ever taken, oldest first.
-pub const MIGRATIONS: &[Migration] =
-    &[Migration { from: 0, sql: FIRST }, Migration { from: 1, sql: GENERATIONS }];
+pub const MIGRATIONS: &[Migration] = &[
+    Migration { from: 0, sql: FIRST },
+    Migration { from: 1, sql: GENERATIONS },
+    Migration { from: 2, sql: REFUSALS },
+];
 
 const FIRST: &str = "
 CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -125,6 +128,17 @@ CREATE TABLE recent(
   attempt INTEGER NOT NULL, epoch INTEGER NOT NULL, report TEXT NOT NULL, state TEXT, usage TEXT NOT NULL);
 CREATE INDEX recent_runner ON recent(runner, n);
 CREATE INDEX recent_mandate ON recent(mandate);
+";
+
+const REFUSALS: &str = "
+-- source: where the file came from, as somebody named it. refused: JSON, why it never served.
+ALTER TABLE generation ADD COLUMN source TEXT;
+ALTER TABLE generation ADD COLUMN refused TEXT;
+UPDATE generation SET state='refused', refused=json_object('stage', 'unknown',
+    'code', substr(reason, 1, instr(reason, ': ') - 1), 'message', substr(reason, instr(reason, ': ') + 2))
+  WHERE state='retired' AND swap IS NOT NULL AND instr(reason, ': ') > 1 AND trail NOT LIKE '%\"active\"%';
+DROP INDEX generation_open;
+CREATE INDEX generation_open ON generation(runner) WHERE state NOT IN ('retired', 'rolled_back', 'refused');
 ";
 
 /// The version a file says it has; `None` for an empty one.

@@ -35,6 +35,10 @@ impl CycleRunner for Variant {
         match mode.as_str() {
             "refuses" => return Err(CallError::invalid("this version refuses its params")),
             "never-new" => std::thread::sleep(Duration::from_secs(3600)),
+            // A worker's environment is empty, a daemon's is not.
+            "never-standby" if std::env::vars_os().next().is_some() => {
+                std::thread::sleep(Duration::from_secs(3600));
+            }
             _ => {}
         }
         Ok(Self { mode, ran: AtomicU64::new(0) })
@@ -61,6 +65,17 @@ impl CycleRunner for Variant {
             ctx.check_stop()?;
             std::thread::sleep(Duration::from_millis(5));
             left = left.saturating_sub(5);
+        }
+        if (mandate.cycle, mandate.attempt) == (1, 1) {
+            // Neither is done again by whoever goes on with the mandate.
+            let mut polite = param("once_ms").and_then(Value::as_u64).unwrap_or(0);
+            while polite > 0 {
+                ctx.check_stop()?;
+                std::thread::sleep(Duration::from_millis(5));
+                polite = polite.saturating_sub(5);
+            }
+            let deaf = param("deaf_ms").and_then(Value::as_u64).unwrap_or(0);
+            std::thread::sleep(Duration::from_millis(deaf));
         }
         self.misbehave(mandate, ctx)?;
         let summary = format!("{} after {ran}", self.mode);

@@ -4,6 +4,7 @@ use super::*;
 use crate::domain::generation::{GenerationEvent as E, GenerationState as S};
 use crate::domain::handover::{HandOver, InstanceState};
 use kairos_plugin_api::{Report, State};
+use serde_json::Value;
 
 fn new(sha256: &str, swap: Option<&str>) -> NewGeneration {
     NewGeneration {
@@ -15,6 +16,7 @@ fn new(sha256: &str, swap: Option<&str>) -> NewGeneration {
         isolation: "in_process".into(),
         swap: swap.map(ToOwned::to_owned),
         configured: Some("conf".into()),
+        source: Some("/some/where.so".into()),
         at: at(0),
     }
 }
@@ -93,6 +95,35 @@ fn a_start_ends_what_never_served_and_keeps_a_trial_with_its_predecessor() {
             bench.recover_generations(at(7)).wait().unwrap().is_empty(),
             "draining is over after a start"
         );
+    });
+}
+
+#[test]
+fn what_is_refused_says_where_and_why_and_is_neither_open_nor_needed() {
+    on_both(|bench| {
+        let refused = Refused { stage: "keep".into(), code: "empty".into(), message: "no byte".into() };
+        let file = NewRefusal {
+            runner: "stub".into(),
+            source: "/tmp/empty.so".into(),
+            sha256: None,
+            identity: None,
+            swap: "s".into(),
+            refused: refused.clone(),
+            at: at(1),
+        };
+        bench.refuse_file(file).wait().unwrap();
+        let next = bench.add_generation(new("kept", Some("t"))).wait().unwrap();
+        let late = Refused { stage: "probe".into(), ..refused.clone() };
+        let step = GenerationMove { refused: Some(late.clone()), ..step(next, E::Refuse) };
+        bench.move_generations(vec![step], at(2)).wait().unwrap();
+        let rows = bench.generations(Some("stub"), 0).unwrap();
+        let seen: Vec<_> = rows.iter().map(|row| (row.state, row.refused.clone())).collect();
+        assert_eq!(seen, [(S::Refused, Some(late)), (S::Refused, Some(refused))]);
+        assert_eq!(rows[1].source.as_deref(), Some("/tmp/empty.so"));
+        let text = serde_json::to_value(&rows[1]).unwrap();
+        assert_eq!((&text["sha256"], &text["reason"]), (&Value::Null, &json!("empty: no byte")));
+        assert!(bench.recover_generations(at(3)).wait().unwrap().is_empty());
+        assert!(bench.needed_generations().unwrap().is_empty());
     });
 }
 

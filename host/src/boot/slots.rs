@@ -1,0 +1,110 @@
+//! The runners' slots as people see them: what serves each, what daemon.yml names, and why they
+//! differ or nothing serves.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::office::Parts;
+use crate::config::DaemonConfig;
+use crate::daemon::dispatch::ports::OpenServices;
+use crate::domain::generation::GenerationState;
+use crate::runner::RunnerStatus;
+use crate::store::GenerationStore;
+use crate::sys::sandbox::Reached;
+
+/// Lives of a slot that are looked through for the one that serves.
+const LIVES: usize = 200;
+
+/// Each configured runner. Reads the store and the configured files.
+pub(super) fn views(parts: &Parts, config: &DaemonConfig) -> Vec<Value> {
+    let known: BTreeMap<String, RunnerStatus> =
+        parts.runners.status().into_iter().map(|status| (status.name.clone(), status)).collect();
+    let unfit = parts.brokers.unfit();
+    config
+        .runners
+        .iter()
+        .map(|(name, runner)| {
+            let asked = runner.isolation.map(|isolation| isolation.as_str().to_owned());
+            view(parts, (name, &runner.plugin), asked, known.get(name), unfit.get(name))
+        })
+        .collect()
+}
+
+fn view(
+    parts: &Parts,
+    (name, plugin): (&str, &str),
+    asked: Option<String>,
+    slot: Option<&RunnerStatus>,
+    unfit: Option<&String>,
+) -> Value {
+    let identity = slot.and_then(|slot| slot.identity.as_ref());
+    // Where it runs; before it does, where it was asked to.
+    let isolation = slot.and_then(|slot| slot.isolation).map(|isolation| isolation.to_string()).or(asked);
+    let error = slot.and_then(|slot| slot.error.as_ref());
+    let held = identity.and_then(|_| parts.dispatch.held_back(name));
+    let state = match (identity, error, &held) {
+        (Some(_), _, Some(_)) => "held_back",
+        (Some(_), _, None) if unfit.is_some() => "not_ready",
+        (Some(_), _, None) => "active",
+        (None, Some(_), _) => "unavailable",
+        (None, None, _) => "not_loaded",
+    };
+    let open = parts.daemon.then(|| parts.swaps.open(name)).flatten();
+    let open = open.map(|open| {
+        json!({"id": open.id, "stage": open.stage, "generation": open.generation,
+            "version": open.version, "from": open.from, "canary": open.canary})
+    });
+    let sources = parts.runners.config(name).ok().flatten().map(|config| parts.runners.sources(&config));
+    let (configured, path) = sources.map(|sources| (sources.configured, sources.file)).unwrap_or_default();
+    let serves = identity.map(|identity| &identity.generation);
+    let as_configured = serves.is_none() || serves == configured.as_ref();
+    let path = path.map(|path| path.display().to_string());
+    let file = match serves {
+        Some(_) if as_configured => path.clone(),
+        Some(serves) => origin(parts, name, serves),
+        None => None,
+    };
+    let sandbox = slot.and_then(|slot| slot.sandbox.as_ref());
+    json!({
+        "swap": open,
+        "runner": name,
+        "plugin": plugin,
+        "isolation": isolation,
+        "name": identity.map(|identity| &identity.name),
+        "version": identity.map(|identity| &identity.version),
+        "abi": identity.map(|identity| &identity.abi),
+        "generation": serves,
+        "file": file,
+        "configured": {"plugin": plugin, "file": path, "generation": configured, "serves": as_configured},
+        "state": state,
+        "held_until": held.as_ref().map(|held| held.until),
+        "sandbox": sandbox.map(|reached| reached.level),
+        "sandbox_missing": sandbox.map(missing),
+        "code": error
+            .map(|error| error.code)
+            .or(held.as_ref().map(|_| "held_back"))
+            .or(unfit.map(|_| "not_ready")),
+        "reason": error
+            .map(|error| error.message.clone())
+            .or(held.map(|held| held.to_string()))
+            .or(unfit.cloned()),
+        "remedy": error.map(|error| &error.remedy),
+        "looked": error.map(|error| &error.looked),
+    })
+}
+
+/// Where the file of what serves came from when it was swapped in.
+fn origin(parts: &Parts, runner: &str, sha256: &str) -> Option<String> {
+    let lives = parts.store.generations(Some(runner), LIVES).unwrap_or_default();
+    let serves = lives.into_iter().find(|life| {
+        life.sha256 == sha256 && life.state != GenerationState::Refused && life.source.is_some()
+    });
+    serves.and_then(|life| life.source)
+}
+
+/// The layers that a sandbox does without, with the reasons.
+fn missing(reached: &Reached) -> Value {
+    let layers = reached.missing().map(|layer| json!({"layer": layer.name, "reason": layer.reason}));
+    layers.collect()
+}

@@ -1,0 +1,105 @@
+//! How urgent the kernel takes a thread's work. Only ever lowered here. Without a privilege a policy
+//! that was lowered cannot be raised again, so that is for threads and processes that are thrown away;
+//! short turns cost nobody anything.
+#![allow(unsafe_code, reason = "scheduling attributes have no safe form in the libraries at hand")]
+
+use std::io;
+
+/// Lets this thread, and every thread and process that it starts from now on, run only where nobody
+/// else wants to: whatever else becomes ready takes the core from it at once.
+///
+/// # Errors
+/// The system's; the thread is as urgent as before then.
+pub fn only_when_idle() -> io::Result<()> {
+    let param = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the pointer leads to a local that outlives the call, which only reads it; 0 is the
+    // calling thread.
+    match unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const param) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Turns of a thread that has much to do, in nanoseconds; the shortest that the kernel grants.
+const SHORT_TURN_NS: u64 = 100_000;
+
+/// The kernel's `struct sched_attr`, as of its first version.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+struct Attributes {
+    size: u32,
+    policy: u32,
+    flags: u64,
+    nice: i32,
+    priority: u32,
+    runtime: u64,
+    deadline: u64,
+    period: u64,
+}
+
+/// Lets this thread, and every thread and process that it starts from now on, hold a core for short
+/// turns only: a thread that becomes ready meanwhile waits for a tenth of a millisecond, and not for
+/// three. Its share of the core stays the same. A kernel before 6.12 knows no such thing and takes no
+/// notice.
+///
+/// # Errors
+/// The system's; turns are as long as before then.
+pub fn short_turns() -> io::Result<()> {
+    let mut known = attributes()?;
+    known.runtime = SHORT_TURN_NS;
+    let none: libc::c_long = 0;
+    // SAFETY: the kernel reads as many bytes as `size` says, which is the size of the local; 0 is the
+    // calling thread.
+    match unsafe { libc::syscall(libc::SYS_sched_setattr, none, &raw const known, none) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn attributes() -> io::Result<Attributes> {
+    let mut found = Attributes::default();
+    let (none, size): (libc::c_long, libc::c_long) = (0, size_of::<Attributes>() as libc::c_long);
+    // SAFETY: the kernel writes at most `size` bytes, which is the size of the local; 0 is the calling
+    // thread.
+    match unsafe { libc::syscall(libc::SYS_sched_getattr, none, &raw mut found, size, none) } {
+        0 => Ok(found),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Field 41 of a thread's `stat` is its policy.
+    fn policy(path: &str) -> i32 {
+        let stat = std::fs::read_to_string(path).unwrap();
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        fields[38].parse().unwrap()
+    }
+
+    #[test]
+    fn short_turns_change_neither_policy_nor_niceness() {
+        let kept = std::thread::spawn(|| {
+            let before = attributes().unwrap();
+            short_turns().unwrap();
+            (before, attributes().unwrap())
+        });
+        let (before, after) = kept.join().unwrap();
+        assert_eq!((before.policy, before.nice), (after.policy, after.nice));
+        // An older kernel says nothing of turns.
+        assert!([0, SHORT_TURN_NS].contains(&after.runtime), "{after:?}");
+    }
+
+    #[test]
+    fn a_thread_that_yields_takes_its_children_along_and_nobody_else() {
+        let own = "/proc/thread-self/stat";
+        let child = std::thread::spawn(move || {
+            only_when_idle().unwrap();
+            let child = std::thread::spawn(move || policy(own)).join().unwrap();
+            (policy(own), child)
+        });
+        assert_eq!(child.join().unwrap(), (libc::SCHED_IDLE, libc::SCHED_IDLE));
+        assert_eq!(policy(own), libc::SCHED_OTHER);
+    }
+}
