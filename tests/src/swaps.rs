@@ -1,7 +1,7 @@
 //! Roots for tests of swaps: a runner that exists in many versions, each with something of its own,
 //! and what a test asks of it.
 
-#![allow(clippy::missing_panics_doc, reason = "in a test a panic is the answer")]
+#![allow(clippy::missing_panics_doc, clippy::unwrap_used, reason = "in a test a panic is the answer")]
 
 use std::path::{Path, PathBuf};
 

@@ -8,6 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use kairos_tests::c_plugin::compile;
 use kairos_tests::hostile::{Chance, hostile_c, patched};
 use kairos_tests::swaps::*;
 use kairos_tests::variant::version;
@@ -186,14 +187,16 @@ fn bad_files(root: &Root) -> Vec<(PathBuf, &'static str)> {
     other_machine[18] ^= 0xff;
     let aborts = patched(stub(), "\"panic\":\"unwind\"", "\"panic\":\"abort\" ");
     let next_major = patched(stub(), "\"api\":\"1.0.0\"", "\"api\":\"2.0.0\"");
+    compile("tests/fixtures/faults.c", &["OTHER_MANIFEST"], &aside("other_manifest.so"));
+    let lies = fs::read(aside("other_manifest.so")).unwrap();
     // It says that it is one for C, and has nothing that C could call.
-    let lies = patched(stub(), "\"phases\":true", "\"abi\":\"c\"    ");
+    let of_c = patched(stub(), "\"phases\":true", "\"abi\":\"c\"    ");
     let built = |name: &str| fs::read(plugin(name)).unwrap();
     let crashes = hostile_c(root.aside(), "crashes", &["CONSTRUCTOR", "DO_SEGFAULT"]);
     vec![
         (aside("missing.so"), "not_found"),
-        (aside("directory.so"), "not_a_file"),
-        (aside("fifo.so"), "not_a_file"),
+        (aside("directory.so"), "is_a_directory"),
+        (aside("fifo.so"), "is_a_fifo"),
         (aside("sparse.so"), "too_large"),
         (aside("loop.so"), "symlink_loop"),
         (file(root, "empty", b""), "empty"),
@@ -205,7 +208,8 @@ fn bad_files(root: &Root) -> Vec<(PathBuf, &'static str)> {
         (file(root, "next_major", &next_major), "wrong_major"),
         (file(root, "no_layout", &built("hostile_no_layout")), "no_layout"),
         (file(root, "other_types", &built("hostile_layout")), "layout_mismatch"),
-        (file(root, "lies", &lies), "not_a_runner"),
+        (file(root, "lies", &lies), "manifest_lies"),
+        (file(root, "of_c", &of_c), "not_a_runner"),
         (file(root, "crashes", &fs::read(crashes).unwrap()), "crashed"),
         (version(root.aside(), "b"), "untrusted"),
     ]

@@ -87,7 +87,7 @@ fn a_runner_that_keeps_dying_reads_held_back_and_one_that_is_missing_is_told_at_
     fs::write(&config, more).unwrap();
     let _daemon = root.start()?;
     assert!(
-        reasons(&root).contains("runner w: no plugin"),
+        reasons(&root).contains("runner w: there is no file"),
         "though nothing waits for it: {}",
         reasons(&root)
     );

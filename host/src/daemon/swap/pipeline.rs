@@ -146,7 +146,9 @@ impl Inner {
             message: why.message.clone(),
         };
         if let Some(n) = row {
-            if let Some(sha256) = seen.generation.as_ref().filter(|_| is_judgement(&refused.stage)) {
+            if let Some(sha256) =
+                seen.generation.as_ref().filter(|_| is_judgement(&refused.stage, &refused.code))
+            {
                 self.parts.runners.bar(&swap.plan.runner, sha256);
             }
             let reason = Some(format!("{}: {}", why.code, why.message));

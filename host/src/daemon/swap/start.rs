@@ -38,7 +38,7 @@ pub fn barred(lives: &[GenerationRow]) -> BTreeMap<String, BTreeSet<String>> {
         let bad = match row.state {
             GenerationState::RolledBack => true,
             GenerationState::Refused => {
-                row.refused.as_ref().is_some_and(|refused| is_judgement(&refused.stage))
+                row.refused.as_ref().is_some_and(|refused| is_judgement(&refused.stage, &refused.code))
             }
             _ => false,
         };
@@ -49,10 +49,14 @@ pub fn barred(lives: &[GenerationRow]) -> BTreeMap<String, BTreeSet<String>> {
     barred
 }
 
-/// True for the stages that judge what a version does. What else a candidate is refused for lies in
-/// its surroundings.
-pub(super) fn is_judgement(stage: &str) -> bool {
-    [Stage::Probe, Stage::Shadow].iter().any(|judges| judges.as_str() == stage)
+/// What a candidate can be refused for while it is tried, without anything being wrong with it.
+const SURROUNDINGS: [&str; 7] =
+    ["bad_grant", "io", "isolation_unavailable", "no_thread", "no_worker", "sandbox_unavailable", "store"];
+
+/// True when a version was refused for what it does itself: by a stage that tries it.
+pub(super) fn is_judgement(stage: &str, code: &str) -> bool {
+    let judges = [Stage::Probe, Stage::Shadow].iter().any(|judges| judges.as_str() == stage);
+    judges && !SURROUNDINGS.contains(&code)
 }
 
 /// Records which generations serve the slots now. A version that was swapped in ends when the
