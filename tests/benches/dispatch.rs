@@ -8,11 +8,12 @@
 #![allow(clippy::unwrap_used, reason = "a benchmark may panic")]
 
 use std::sync::{Arc, mpsc};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kairos_host::runner::{Builtin, Generation, Launcher, PluginStore, RunnerConfig, Runners, SearchPath};
 use kairos_plugin_api::testing::FakeHost;
 use kairos_plugin_api::{HostCalls, Mandate, Report};
+use kairos_tests::measure::{measure, quantiles};
 
 const ROUNDS: usize = 9;
 const CALLS: usize = 4000;
@@ -44,10 +45,7 @@ fn main() {
         figures[1].extend(measure(calls, || dispatch(&builtin, &mandate, &host)));
         figures[2].extend(measure(calls, || dispatch(&plugin, &mandate, &host)));
     }
-    let [ping, builtin, plugin] = figures.map(|mut times| {
-        times.sort_unstable();
-        (times[times.len() / 2], times[times.len() * 99 / 100])
-    });
+    let [ping, builtin, plugin] = figures.map(quantiles);
     println!("{:<28}{:>12}{:>12}", "", "p50", "p99");
     for (name, (p50, p99)) in
         [("channel ping-pong", ping), ("builtin dispatch", builtin), ("plugin dispatch", plugin)]
@@ -62,16 +60,6 @@ fn main() {
 fn dispatch(generation: &Generation, mandate: &Mandate, host: &Arc<dyn HostCalls>) {
     let outcome = generation.start(mandate.clone(), Arc::clone(host));
     outcome.blocking_recv().unwrap().unwrap();
-}
-
-fn measure(calls: usize, mut call: impl FnMut()) -> Vec<Duration> {
-    (0..calls)
-        .map(|_| {
-            let start = Instant::now();
-            call();
-            start.elapsed()
-        })
-        .collect()
 }
 
 /// Two threads and two channels: the floor of any hand-over.

@@ -27,6 +27,7 @@ use kairos_host::runner::manifest::PluginFile;
 use kairos_host::runner::{PluginStore, RunnerBackend, RunnerError, Worker, WorkerFactory, WorkerSpec};
 use kairos_plugin_api::testing::FakeHost;
 use kairos_plugin_api::{CallError, HostCalls, LlmRequest, Mandate};
+use kairos_tests::measure::{measure, quantiles};
 use kairos_tests::{kairos, plugin};
 use serde_json::Value;
 
@@ -263,21 +264,6 @@ fn verdict(kept: bool) -> &'static str {
 
 fn line(what: &str, (p50, p99): (Duration, Duration), limit: Duration) {
     println!("{what:<40}{p50:>12.2?}{p99:>12.2?}  {limit:.2?}, {}", verdict(p50 <= limit));
-}
-
-fn quantiles(mut times: Vec<Duration>) -> (Duration, Duration) {
-    times.sort_unstable();
-    (times[times.len() / 2], times[times.len() * 99 / 100])
-}
-
-fn measure(calls: usize, mut call: impl FnMut()) -> Vec<Duration> {
-    (0..calls)
-        .map(|_| {
-            let start = Instant::now();
-            call();
-            start.elapsed()
-        })
-        .collect()
 }
 
 /// Another process that sends back what it gets: the floor of any exchange of frames.

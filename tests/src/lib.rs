@@ -8,6 +8,7 @@
 pub mod audit;
 pub mod c_plugin;
 pub mod hostile;
+pub mod measure;
 pub mod rig;
 pub mod swaps;
 pub mod variant;
