@@ -2,6 +2,7 @@
 //! that remembers, and an ear for log events.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+mod reads;
 pub mod veil;
 
 use std::cell::RefCell;

@@ -5,6 +5,8 @@
 
 mod check;
 mod faulty;
+#[path = "../../../host/tests/seed_support/reads.rs"]
+mod reads;
 mod slots;
 mod world;
 
