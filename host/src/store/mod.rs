@@ -9,6 +9,7 @@
 
 mod generations;
 mod pending;
+mod rows;
 mod sink;
 mod sqlite;
 mod types;
@@ -16,6 +17,7 @@ pub mod views;
 
 pub use generations::*;
 pub use pending::{Pending, Promise};
+pub use rows::*;
 pub use sink::{CommitSink, Committed, WalHead};
 pub use sqlite::{OpenOptions, SqliteStore, maintenance};
 pub use types::*;
