@@ -258,3 +258,18 @@ fn the_ritual_of_the_readme_is_what_ci_runs() {
     assert!(read("README.md").contains("cargo test --workspace"));
     assert!(read(".ci/run").lines().any(|line| line.trim() == "cargo test --workspace --locked"));
 }
+
+/// Lines beyond which a file holds more than one thing.
+const FILE_MAX: usize = 600;
+
+#[test]
+fn no_source_is_longer_than_a_reader_holds_in_mind() {
+    let mut long = vec![];
+    for path in all_sources() {
+        let lines = fs::read_to_string(&path).expect("a source is text").lines().count();
+        if lines > FILE_MAX {
+            long.push(format!("{} has {lines} lines", path.display()));
+        }
+    }
+    assert!(long.is_empty(), "split by responsibility, at most {FILE_MAX} lines:\n{}", long.join("\n"));
+}

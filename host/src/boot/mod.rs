@@ -101,25 +101,12 @@ impl Daemon {
         let started = clock.now();
         prepare_dirs(&settings.paths)?;
         let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy);
-        let retention = wal::Retention {
-            max_age: Duration::from_secs(u64::from(settings.config.wal.retention_days) * 86_400),
-            ..wal::Retention::default()
-        };
-        let log = Wal::new(wal::Settings { dir: settings.wal_dir(), retention }, Arc::clone(&clock));
+        let log = log(&settings, &clock);
         let (store, recovered) = open(&settings, &log, started, daemon).await?;
         let shared: Arc<dyn Store> = Arc::new(store.clone());
         let wallet = Arc::new(wallet(&settings)?);
-        let live = Arc::new(Live::default());
-        let broker = broker(&settings, &env, &shared, &clock, &entropy, &wallet, &live)?;
-        let brokers =
-            Arc::new(Brokers::new(broker, Fitness::of(&settings.config, &settings.paths, &env), live));
+        let brokers = brokers(&settings, &env, &shared, &clock, &entropy, &wallet)?;
         let (runners, open) = swaps::load(&settings, &env, &store, started, daemon).await?;
-        let chronos = Arc::new(Chronos::new(Seams {
-            store: Arc::clone(&shared),
-            clock: Arc::clone(&clock),
-            entropy: Arc::clone(&entropy),
-            zones: Arc::clone(&settings.zones),
-        }));
         let parts = dispatch::Parts {
             clock: Arc::clone(&clock),
             store: Arc::clone(&shared),
@@ -128,29 +115,9 @@ impl Daemon {
             log: Some(Arc::clone(&log) as _),
             wallet: Arc::clone(&wallet),
         };
-        let dispatch = Dispatch::new(parts, dispatch_settings(&settings.config));
-        let swaps = swaps::swaps(
-            &settings.config,
-            swap::Parts {
-                clock: Arc::clone(&clock),
-                entropy: Arc::clone(&entropy),
-                generations: Arc::new(store.clone()),
-                store: Arc::clone(&shared),
-                runners: Arc::clone(&runners),
-                dispatch: dispatch.clone(),
-            },
-        );
+        let Works { chronos, dispatch, swaps, mailbox, inbox, vitals, ticks } =
+            Works::new(&settings, parts, &store, &entropy);
         swaps.resume(open).await;
-        let (mailbox, inbox) = mailbox::mailbox();
-        engine::connect(&dispatch, &chronos);
-        let ticks = Arc::new(AtomicU64::new(0));
-        let vitals = Vitals::new(
-            Arc::clone(&clock),
-            Arc::clone(&shared),
-            dispatch.clone(),
-            mailbox.watch_phase(),
-            Arc::clone(&ticks),
-        );
         let (heartbeat_interval, interval) = watch::channel(settings.config.heartbeat_interval);
         let heartbeat = Arc::new(Heartbeat::new(&settings.paths.heartbeat_json, Arc::clone(&clock)));
         let office = Arc::new(Office::new(office::Parts {
@@ -163,7 +130,7 @@ impl Daemon {
             log: Arc::clone(&log),
             chronos: Arc::clone(&chronos),
             dispatch: dispatch.clone(),
-            vitals: Arc::new(vitals),
+            vitals,
             heartbeat_interval,
             runners,
             swaps,
@@ -292,6 +259,75 @@ async fn close(store: SqliteStore, log: Arc<Wal>) -> anyhow::Result<()> {
         Ok(()) | Err(crate::store::Error::Closed) => Ok(()),
         Err(error) => Err(error.into()),
     }
+}
+
+/// What turns time into cycles, and what is told to it.
+struct Works {
+    chronos: Arc<Chronos>,
+    dispatch: Dispatch,
+    swaps: swap::Swaps,
+    mailbox: mailbox::Mailbox,
+    inbox: mailbox::Inbox,
+    vitals: Arc<Vitals>,
+    ticks: Arc<AtomicU64>,
+}
+
+impl Works {
+    fn new(
+        settings: &Settings,
+        parts: dispatch::Parts,
+        store: &SqliteStore,
+        entropy: &Arc<dyn Entropy>,
+    ) -> Self {
+        let (clock, shared) = (Arc::clone(&parts.clock), Arc::clone(&parts.store));
+        let runners = Arc::clone(&parts.runners);
+        let chronos = Arc::new(Chronos::new(Seams {
+            store: Arc::clone(&shared),
+            clock: Arc::clone(&clock),
+            entropy: Arc::clone(entropy),
+            zones: Arc::clone(&settings.zones),
+        }));
+        let dispatch = Dispatch::new(parts, dispatch_settings(&settings.config));
+        let swap_parts = swap::Parts {
+            clock: Arc::clone(&clock),
+            entropy: Arc::clone(entropy),
+            generations: Arc::new(store.clone()),
+            store: Arc::clone(&shared),
+            runners,
+            dispatch: dispatch.clone(),
+        };
+        let swaps = swaps::swaps(&settings.config, swap_parts);
+        engine::connect(&dispatch, &chronos);
+        let (mailbox, inbox) = mailbox::mailbox();
+        let ticks = Arc::new(AtomicU64::new(0));
+        let (phase, told) = (mailbox.watch_phase(), Arc::clone(&ticks));
+        let vitals = Arc::new(Vitals::new(clock, shared, dispatch.clone(), phase, told));
+        Self { chronos, dispatch, swaps, mailbox, inbox, vitals, ticks }
+    }
+}
+
+/// The write-ahead logs, kept as long as configured.
+fn log(settings: &Settings, clock: &Arc<dyn Clock>) -> Arc<Wal> {
+    let retention = wal::Retention {
+        max_age: Duration::from_secs(u64::from(settings.config.wal.retention_days) * 86_400),
+        ..wal::Retention::default()
+    };
+    Wal::new(wal::Settings { dir: settings.wal_dir(), retention }, Arc::clone(clock))
+}
+
+/// The services of cycles.
+fn brokers(
+    settings: &Settings,
+    env: &Env,
+    store: &Arc<dyn Store>,
+    clock: &Arc<dyn Clock>,
+    entropy: &Arc<dyn Entropy>,
+    wallet: &Arc<Wallet>,
+) -> anyhow::Result<Arc<Brokers>> {
+    let live = Arc::new(Live::default());
+    let broker = broker(settings, env, store, clock, entropy, wallet, &live)?;
+    let fitness = Fitness::of(&settings.config, &settings.paths, env);
+    Ok(Arc::new(Brokers::new(broker, fitness, live)))
 }
 
 fn prepare_dirs(paths: &Paths) -> anyhow::Result<()> {

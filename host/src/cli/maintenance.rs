@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use clap::Args;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::Context;
@@ -106,19 +107,10 @@ pub fn restore(args: &RestoreArgs, context: &Context) -> anyhow::Result<()> {
         return Err(not_confirmed());
     }
     let from = context.cwd.join(&args.file);
-    let beside = boot::beside(&settings)?;
-    let bar = Progress::new(context.style, "restoring");
-    let done = maintenance::restore(
-        &from,
-        &settings.paths.store_db,
-        &settings.wal_dir(),
-        &beside,
-        context.clock.now(),
-        &mut |done, total| bar.at(done, total),
-    )?;
-    drop(bar);
-    drop(lock);
-    report(context, &serde_json::to_value(&done)?)
+    rebuilt(context, &settings, lock, "restoring", |beside, now, progress| {
+        let (store, logs) = (&settings.paths.store_db, settings.wal_dir());
+        maintenance::restore(&from, store, &logs, beside, now, progress)
+    })
 }
 
 /// `kairos recover --from-wal`. Only without a daemon.
@@ -133,15 +125,27 @@ pub fn recover(_: &RecoverArgs, context: &Context) -> anyhow::Result<()> {
     {
         return Err(not_confirmed());
     }
-    let beside = boot::beside(&settings)?;
-    let bar = Progress::new(context.style, "reading logs");
-    let done = maintenance::recover_from_wal(
-        &settings.paths.store_db,
-        &settings.wal_dir(),
-        &beside,
-        context.clock.now(),
-        &mut |done, total| bar.at(done, total),
-    )?;
+    rebuilt(context, &settings, lock, "reading logs", |beside, now, progress| {
+        let (store, logs) = (&settings.paths.store_db, settings.wal_dir());
+        maintenance::recover_from_wal(store, &logs, beside, now, progress)
+    })
+}
+
+/// Has a store put in place while a bar shows how far it is, and says what was done.
+fn rebuilt<T: Serialize>(
+    context: &Context,
+    settings: &Settings,
+    lock: RootLock,
+    label: &'static str,
+    work: impl FnOnce(
+        &maintenance::Beside,
+        DateTime<Utc>,
+        &mut dyn FnMut(u64, u64),
+    ) -> Result<T, crate::store::Error>,
+) -> anyhow::Result<()> {
+    let beside = boot::beside(settings)?;
+    let bar = Progress::new(context.style, label);
+    let done = work(&beside, context.clock.now(), &mut |done, total| bar.at(done, total))?;
     drop(bar);
     drop(lock);
     report(context, &serde_json::to_value(&done)?)

@@ -155,6 +155,7 @@ mod tests {
     use super::*;
     use crate::runner::Death;
     use crate::store::{self, BudgetBlock};
+    use kairos_plugin_api::testing::FakeHost;
     use kairos_plugin_api::{CallError, Mandate};
 
     const NONE: Stops = Stops { cancel: false, shutdown: false, deadline: false, abandon: false };
@@ -270,11 +271,39 @@ mod tests {
         assert_eq!(conclude(&failed(code::STOPPED), &seen).end, CycleEnd::Interrupted);
     }
 
+    /// What the scripted host runs after this: which cycle, and whether from its record.
+    fn fake_goes_on(outcome: &Result<Report, CallError>, imposed: Option<&str>, stops: Stops) -> (u32, bool) {
+        let mandate = Mandate::new("m", "g");
+        let mut host = FakeHost::new();
+        if stops.deadline {
+            host = host.clone().deadline(host.now());
+        }
+        if let Some(code) = imposed {
+            host = host.fail_at("llm", 1, CallError::new(code, "x"));
+        }
+        let _ = host.attempt(&mandate, |calls| {
+            calls.call("now", b"{}").unwrap();
+            if stops.shutdown {
+                host.stop();
+            }
+            if imposed.is_some() {
+                calls.call("llm", b"{}").unwrap_err();
+            }
+            outcome.clone()
+        });
+        let next = host.next(&mandate);
+        let mut kept = false;
+        let _ = host.attempt(&next, |_| {
+            kept = !host.steps().is_empty();
+            Ok(Report::ok())
+        });
+        (next.cycle, kept)
+    }
+
     /// Whether the scripted host of the plugin-api goes on after an outcome as this table does.
     #[test]
     fn authors_fake_host_goes_on_as_the_daemon_does() {
         use crate::domain::mandate::{AfterCycle as A, after_cycle};
-        use kairos_plugin_api::testing::FakeHost;
 
         let error = |code: &str| Err(CallError::new(code, "x"));
         let outcomes = [
@@ -300,32 +329,9 @@ mod tests {
             (diverged().map(|why| (code::DIVERGED, why)), NONE),
             (review().map(|why| (code::PAUSED, why)), NONE),
         ];
-        let mandate = Mandate::new("m", "g");
         for (why, stops) in &imposed {
             for outcome in &outcomes {
-                let mut host = FakeHost::new();
-                if stops.deadline {
-                    host = host.clone().deadline(host.now());
-                }
-                if let Some((code, _)) = why {
-                    host = host.fail_at("llm", 1, CallError::new(code, "x"));
-                }
-                let _ = host.attempt(&mandate, |calls| {
-                    calls.call("now", b"{}").unwrap();
-                    if stops.shutdown {
-                        host.stop();
-                    }
-                    if why.is_some() {
-                        calls.call("llm", b"{}").unwrap_err();
-                    }
-                    outcome.clone()
-                });
-                let next = host.next(&mandate);
-                let mut kept = false;
-                let _ = host.attempt(&next, |_| {
-                    kept = !host.steps().is_empty();
-                    Ok(Report::ok())
-                });
+                let goes_on = fake_goes_on(outcome, why.as_ref().map(|(code, _)| *code), *stops);
                 let seen =
                     Seen { stops: *stops, imposed: why.clone().map(|(_, why)| why), ..Seen::default() };
                 let returned = match outcome.clone() {
@@ -339,7 +345,7 @@ mod tests {
                     A::Succeed | A::NextCycle | A::PauseCheckpoint => (2, false),
                     other => panic!("{other:?} after one cycle"),
                 };
-                assert_eq!((next.cycle, kept), expected, "{outcome:?} {seen:?}");
+                assert_eq!(goes_on, expected, "{outcome:?} {seen:?}");
             }
         }
     }

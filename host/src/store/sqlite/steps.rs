@@ -169,23 +169,7 @@ pub fn settle(txn: &mut Txn<'_>, step: &SettleStep) -> Res<()> {
     if known.state == StepState::Done {
         return conflict(format!("step {} of {} has its result already", step.seq, step.mandate));
     }
-    let booked = match (known.usage, step.usage) {
-        (Some(row), real) => ledger::settle(txn, row, real)?,
-        (None, Some(real)) if !real.is_zero() => {
-            let day = day_of(None, step.now);
-            let account = Account {
-                mandate: mandate.n,
-                cycle: step.cycle,
-                attempt: step.attempt,
-                seq: Some(step.seq),
-                day: &day,
-            };
-            let row = ledger::book(txn, account, Kind::Call, Standing::Settled, real, step.now)?;
-            txn.exec("UPDATE step SET usage=?2 WHERE n=?1", (known.n, row))?;
-            Some((real, day))
-        }
-        (None, _) => None,
-    };
+    let booked = book(txn, &mandate, &known, step)?;
     let usage = booked.as_ref().map(|(usage, day)| (*usage, day.as_str()));
     let result = step.result.to_string();
     let plan_is_open = mandate.ended.is_none();
@@ -225,6 +209,32 @@ pub fn settle(txn: &mut Txn<'_>, step: &SettleStep) -> Res<()> {
         }
     }
     save_head(txn, &mandate)
+}
+
+/// Its real usage takes the place of what was reserved. Gives what was booked, and on which day.
+fn book(
+    txn: &Txn<'_>,
+    mandate: &Mandate,
+    known: &Recorded,
+    step: &SettleStep,
+) -> Res<Option<(Usage, String)>> {
+    match (known.usage, step.usage) {
+        (Some(row), real) => ledger::settle(txn, row, real),
+        (None, Some(real)) if !real.is_zero() => {
+            let day = day_of(None, step.now);
+            let account = Account {
+                mandate: mandate.n,
+                cycle: step.cycle,
+                attempt: step.attempt,
+                seq: Some(step.seq),
+                day: &day,
+            };
+            let row = ledger::book(txn, account, Kind::Call, Standing::Settled, real, step.now)?;
+            txn.exec("UPDATE step SET usage=?2 WHERE n=?1", (known.n, row))?;
+            Ok(Some((real, day)))
+        }
+        (None, _) => Ok(None),
+    }
 }
 
 fn epoch_of(txn: &Txn<'_>, mandate: &Mandate, cycle: u32, attempt: u32) -> Res<u32> {
