@@ -250,7 +250,7 @@ fn each_bad_file_is_refused_by_its_word_and_listed_while_the_old_version_serves(
     assert_eq!(states(&root).iter().filter(|state| *state == "refused").count(), files.len());
     // A person reads the file and the word.
     let text = root.cli(&["plugin", "history", "v"]).stdout;
-    assert!(text.contains("directory.so") && text.contains("not_a_file"), "{text}");
+    assert!(text.contains("directory.so") && text.contains("is_a_directory"), "{text}");
     assert_eq!(daemon.stop()?, 0);
     Ok(())
 }
