@@ -15,7 +15,7 @@ use kairos_plugin_api::{CallError, Mandate, Report, code};
 use super::channel::Trouble;
 use super::factory::{Loaded, WorkerFactory, WorkerSpec};
 use super::frame::{Frame, FrameError, Kind, encode, split_call};
-use super::handover::{Instance, SERVICE_TIME};
+use super::handover::{Idle, Instance, SERVICE_TIME};
 use super::process::{Handle, Process};
 use super::protocol::{LogLine, error_from_wire};
 use crate::domain::handover::Waiting;
@@ -35,7 +35,7 @@ pub struct Worker {
     identity: RunnerIdentity,
     /// The weakest sandbox that one of its processes got, where they are confined.
     reached: Mutex<Option<Reached>>,
-    idle: Mutex<Vec<Instance>>,
+    idle: Arc<Idle>,
     running: Mutex<BTreeMap<u64, Running>>,
     next: AtomicU64,
     /// Set with its first cycle. Trials run none and need no spare worker.
@@ -60,12 +60,14 @@ impl Drop for Registered<'_> {
 
 impl Worker {
     pub(super) fn new(factory: WorkerFactory, spec: WorkerSpec, loaded: Loaded, process: Process) -> Self {
+        let idle = Arc::new(Idle::new(Instance::fresh(process)));
+        factory.shared().watch(&idle);
         Self {
             factory,
             spec,
             identity: loaded.identity,
             reached: Mutex::new(loaded.reached),
-            idle: Mutex::new(vec![Instance::fresh(process)]),
+            idle,
             running: Mutex::default(),
             next: AtomicU64::new(0),
             serves: OnceLock::new(),
@@ -153,7 +155,7 @@ impl Worker {
     }
 
     pub(super) fn idle(&self) -> MutexGuard<'_, Vec<Instance>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+        self.idle.lock()
     }
 
     pub(super) fn waiting(&self) -> MutexGuard<'_, Waiting> {
@@ -275,9 +277,8 @@ impl Drop for Worker {
         if self.serves.get().is_some() {
             self.factory.shared().unserve();
         }
-        for idle in std::mem::take(&mut *self.idle()) {
-            self.factory.retire(idle.process);
-        }
+        let idle = std::mem::take(&mut *self.idle());
+        idle.into_iter().for_each(|idle| self.factory.retire(idle.process));
     }
 }
 

@@ -162,6 +162,13 @@ impl WorkerFactory {
         Self(self.0, time)
     }
 
+    /// With another time after which a worker that nobody needs ends; it is twice that at most.
+    #[must_use]
+    pub fn with_idle_time(self, time: Duration) -> Self {
+        self.0.shared.set_idle_time(time);
+        self
+    }
+
     /// A worker that runs this plugin: one process is started and has loaded it when this returns.
     ///
     /// # Errors

@@ -5,6 +5,7 @@
 //! an instance is for one schedule from its first cycle on, and takes up what an instance for
 //! that schedule left and nothing else. A process that dies takes its state with it.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::client::Worker;
@@ -30,12 +31,36 @@ pub(super) struct Instance {
     pub owner: Option<String>,
     /// The name of its state; none while it has run nothing and taken nothing over.
     pub state: Option<StateId>,
+    /// True when the last sweep found it idle, and nobody has had it since.
+    seen: bool,
 }
 
 impl Instance {
     /// One that has done nothing yet.
     pub fn fresh(process: Process) -> Self {
-        Self { process, owner: None, state: None }
+        Self { process, owner: None, state: None, seen: false }
+    }
+}
+
+/// The processes of a runner that wait for a cycle, the longest idle first.
+pub(super) struct Idle(Mutex<Vec<Instance>>);
+
+impl Idle {
+    pub fn new(first: Instance) -> Self {
+        Self(Mutex::new(vec![first]))
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, Vec<Instance>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes out those that were idle at the last sweep already and have nothing to hand over; the
+    /// next cycle makes a new one, which takes a few milliseconds.
+    pub fn sweep(&self) -> Vec<Process> {
+        let mut idle = self.lock();
+        let old =
+            |instance: &mut Instance| instance.state.is_none() && std::mem::replace(&mut instance.seen, true);
+        idle.extract_if(.., old).map(|instance| instance.process).collect()
     }
 }
 
@@ -53,7 +78,9 @@ impl Worker {
         } else {
             idle.len().checked_sub(1)?
         };
-        Some(idle.remove(at))
+        let mut taken = idle.remove(at);
+        taken.seen = false;
+        Some(taken)
     }
 
     /// Notes that a cycle of `owner` is about to run in it.

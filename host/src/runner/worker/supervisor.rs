@@ -8,11 +8,12 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
+use super::handover::Idle;
 use super::output::{More, Output};
 use super::process::{Handle, Process};
 use crate::sys::clock::{Clock, SystemClock};
@@ -21,6 +22,9 @@ use crate::sys::priority;
 /// Blank workers kept ready, so that a runner that died serves again before a new process could
 /// have been started. One is enough: the next is started at once when it is taken.
 const BLANKS: usize = 1;
+
+/// Between two looks for idle workers; one that two of them have found idle is of no use now.
+const IDLE_TIME: Duration = Duration::from_secs(60);
 
 /// Time for a retired worker to end by itself, before it is killed.
 const RETIRE_GRACE: Duration = Duration::from_secs(1);
@@ -52,6 +56,10 @@ struct State {
     /// Runners with cycles, for whose next death a blank worker is kept ready.
     served: usize,
     retired: VecDeque<Process>,
+    /// Where runners keep theirs.
+    idle: Vec<Weak<Idle>>,
+    /// Another time than [`IDLE_TIME`].
+    idle_time: Option<Duration>,
     closing: bool,
 }
 
@@ -73,6 +81,7 @@ impl Shared {
             leaving: BTreeMap::new(),
             next: WAKE + 1,
             refill_at: Duration::ZERO,
+            swept: clock.monotonic(),
         };
         let name = if trials { "kairos-trials" } else { "kairos-workers" };
         std::thread::Builder::new().name(name.to_owned()).spawn(move || thread.run())?;
@@ -122,6 +131,18 @@ impl Shared {
         self.state().served -= 1;
     }
 
+    /// Looks after a runner's idle workers from now on.
+    pub fn watch(&self, idle: &Arc<Idle>) {
+        self.state().idle.push(Arc::downgrade(idle));
+        self.wake();
+    }
+
+    /// Changes how long workers stay idle.
+    pub fn set_idle_time(&self, time: Duration) {
+        self.state().idle_time = Some(time);
+        self.wake();
+    }
+
     /// Lets a worker end by itself, and sees to it that it does.
     pub fn retire(&self, process: Process) {
         let mut state = self.state();
@@ -160,6 +181,8 @@ struct Thread {
     leaving: BTreeMap<u64, Leaving>,
     next: u64,
     refill_at: Duration,
+    /// When idle workers were looked for last.
+    swept: Duration,
 }
 
 impl Thread {
@@ -210,7 +233,24 @@ impl Thread {
             self.spawn(now);
         }
         self.leaving.retain(|_, leaving| now < leaving.until);
+        self.sweep(now);
         true
+    }
+
+    /// Sees off what has been idle for long.
+    fn sweep(&mut self, now: Duration) {
+        let idle: Vec<Arc<Idle>> = {
+            let mut state = self.shared.state();
+            if now.saturating_sub(self.swept) < state.idle_time.unwrap_or(IDLE_TIME) {
+                return;
+            }
+            state.idle.retain(|idle| idle.strong_count() > 0);
+            state.idle.iter().filter_map(Weak::upgrade).collect()
+        };
+        self.swept = now;
+        for process in idle.iter().flat_map(|idle| idle.sweep()) {
+            self.see_off(process, now);
+        }
     }
 
     fn spawn(&mut self, now: Duration) {
@@ -269,9 +309,15 @@ impl Thread {
     /// How long until something is to be done without an event.
     fn next_time(&self) -> Option<Duration> {
         let now = self.shared.clock.monotonic();
-        let refill = self.shared.state().failure.is_some().then_some(self.refill_at);
+        let (refill, idle, idle_time) = {
+            let state = self.shared.state();
+            let idle: Vec<Arc<Idle>> = state.idle.iter().filter_map(Weak::upgrade).collect();
+            (state.failure.is_some().then_some(self.refill_at), idle, state.idle_time.unwrap_or(IDLE_TIME))
+        };
+        // Never with the other lock in hand: runners take theirs first.
+        let sweep = idle.iter().any(|idle| !idle.lock().is_empty()).then_some(self.swept + idle_time);
         let leaving = self.leaving.values().map(|leaving| leaving.until);
-        leaving.chain(refill).min().map(|at| at.saturating_sub(now))
+        leaving.chain(refill).chain(sweep).min().map(|at| at.saturating_sub(now))
     }
 
     fn token(&mut self) -> u64 {
