@@ -238,7 +238,11 @@ impl Swapper {
         self.runners.keep(&plugin).unwrap();
         let trial = self.runners.on_trial(&self.config, &plugin, Pace::Background);
         drop(trial.map_err(|error| error.to_string())?);
-        self.runners.prepare("v", &plugin).map_err(|error| error.to_string())
+        let next = self.runners.prepare("v", &plugin).map_err(|error| error.to_string())?;
+        // As many processes as serve now, so that no cycle waits for one to be loaded.
+        let count = self.runners.current("v").unwrap().instances();
+        next.warm(count).map_err(|error| error.to_string())?;
+        Ok(next)
     }
 
     fn next(&mut self, mode: &str) -> Vec<u8> {
