@@ -267,7 +267,7 @@ impl Swapper {
             let bytes = self.next("plain");
             let next = self.prepare(&bytes).unwrap();
             self.prepared.add(begun.elapsed());
-            let from = self.runners.current("v").unwrap().identity().generation.clone();
+            let from = self.runners.current("v").unwrap();
             let former = self.runners.flip("v", &from, next, None, &self.clock).unwrap();
             self.retire(&former);
             if number % BAD_EVERY == 0 {

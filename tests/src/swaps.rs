@@ -44,6 +44,14 @@ pub fn with_deadline(mode: &str, settings: &str, isolation: &str, deadline: &str
     root
 }
 
+/// Where daemon.yml says that the plugin is.
+#[must_use]
+pub fn configured(root: &Root) -> PathBuf {
+    let text = std::fs::read_to_string(root.file("config/daemon.yml")).unwrap();
+    let path = text.split("plugin: \"").nth(1).unwrap().split('"').next().unwrap();
+    PathBuf::from(path)
+}
+
 /// A version that may run unconfined.
 #[must_use]
 pub fn trusted(root: &Root, mode: &str) -> PathBuf {

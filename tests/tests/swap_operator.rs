@@ -13,13 +13,6 @@ use kairos_tests::swaps::*;
 use kairos_tests::variant::version;
 use serde_json::Value;
 
-/// Where daemon.yml says that the plugin is.
-fn configured(root: &Root) -> PathBuf {
-    let text = fs::read_to_string(root.file("config/daemon.yml")).unwrap();
-    let path = text.split("plugin: \"").nth(1).unwrap().split('"').next().unwrap();
-    PathBuf::from(path)
-}
-
 /// Puts a version in the place of the configured file in one step, as an installer does.
 fn install(root: &Root, file: &Path) {
     fs::rename(file, configured(root)).unwrap();

@@ -304,6 +304,7 @@ impl Office {
             swap::adopt(&runners, &generations, now)
         });
         let adopted = adopted.await?;
+        parts.swaps.configured_anew().await;
         parts.dispatch.runners_changed();
         adopted?;
         *lock(&self.config) = config.clone();

@@ -55,6 +55,14 @@ pub struct RunnerStatusError {
     pub looked: Vec<PathBuf>,
 }
 
+impl RunnerStatusError {
+    /// Message and remedy in one line, for places that have no second one.
+    #[must_use]
+    pub fn told(&self) -> String {
+        format!("{}; {}", self.message, self.remedy)
+    }
+}
+
 impl From<&LoadError> for RunnerStatusError {
     fn from(error: &LoadError) -> Self {
         Self {

@@ -165,25 +165,27 @@ impl Runners {
         let config = self.config(name)?.ok_or_else(|| LoadError::UnknownRunner(name.to_owned()))?;
         let serves = self.current(name)?;
         let sha256 = &serves.identity().generation;
-        let configured = self.launcher.find(&config.plugin);
-        let plugin = match configured {
-            Ok(plugin) if plugin.sha256 == *sha256 => plugin,
+        let kept = || self.launcher.open(sha256);
+        let (plugin, found) = match self.launcher.find(&config.plugin) {
+            Ok(plugin) if plugin.sha256 == *sha256 => (Ok(plugin), Noticed::Nothing),
             Ok(plugin) => {
                 let (file, now) = (plugin.origin.unwrap_or_default(), plugin.sha256);
                 let pins = self.pins.read().unwrap_or_else(PoisonError::into_inner);
-                if pins.bars(name, &now) {
-                    return Ok(Noticed::Barred { file, sha256: now });
-                }
-                if pins.pin(name, Some(&now)).is_none() {
-                    return Ok(Noticed::Changed { file, sha256: now });
-                }
+                let found = if pins.bars(name, &now) {
+                    Noticed::Barred { file, sha256: now }
+                } else if pins.pin(name, Some(&now)).is_none() {
+                    Noticed::Changed { file, sha256: now }
+                } else {
+                    Noticed::Nothing
+                };
                 drop(pins);
-                self.launcher.open(sha256)?
+                (kept(), found)
             }
-            Err(error) => return Ok(Noticed::Unusable(error)),
+            Err(error) => (kept(), Noticed::Unusable(error)),
         };
-        Ok(match self.launcher.isolation_for(&config, &plugin) {
-            Ok(isolation) if isolation == serves.isolation() => Noticed::Nothing,
+        // Whatever became of the configured file: what serves must be trusted to.
+        Ok(match plugin.and_then(|plugin| self.launcher.isolation_for(&config, &plugin)) {
+            Ok(isolation) if isolation == serves.isolation() => found,
             Ok(isolation) => Noticed::Elsewhere(isolation),
             Err(error) => Noticed::Forbidden(error),
         })
@@ -358,16 +360,16 @@ impl Runners {
         }
     }
 
-    /// The flip: from now on new cycles of the slot begin on `next`, if it was `from` until now.
-    /// Gives the former generation, which stays at hand for the cycles it began until
+    /// The flip: from now on new cycles of the slot begin on `next`, if they began on that very `from`
+    /// until now. Gives the former generation, which stays at hand for the cycles it began until
     /// [`Runners::unpin`].
     ///
     /// # Errors
-    /// Something else serves the slot by now.
+    /// Something else serves the slot by now, be it the same file configured or trusted otherwise.
     pub fn flip(
         &self,
         name: &str,
-        from: &str,
+        from: &Arc<Generation>,
         next: Arc<Generation>,
         pin: Option<Pin>,
         clock: &dyn Clock,
@@ -378,17 +380,50 @@ impl Runners {
         let entered = clock.monotonic();
         let slot = slots.get_mut(name).ok_or_else(|| LoadError::UnknownRunner(name.to_owned()))?;
         let former = match &slot.current {
-            Ok(current) if current.identity().generation == from => Arc::clone(current),
-            _ => return Err(LoadError::GenerationGone(from.to_owned())),
+            Ok(current) if Arc::ptr_eq(current, from) => Arc::clone(current),
+            _ => return Err(LoadError::GenerationGone(from.identity().generation.clone())),
         };
         slot.current = Ok(next);
         let again = slot.pinned.remove(&sha256);
-        slot.pinned.insert(from.to_owned(), Arc::clone(&former));
+        slot.pinned.insert(from.identity().generation.clone(), Arc::clone(&former));
         drop(slots);
         let left = clock.monotonic();
         self.flips.note(entered.saturating_sub(asked), left.saturating_sub(entered));
         // Foreign code may run when it goes; not under the lock.
         drop(again);
+        self.serves_by(name, &sha256, pin);
+        Ok(former)
+    }
+
+    /// Puts a generation in a slot that nothing serves; or the reason why nothing does, in the place of
+    /// `from`.
+    ///
+    /// # Errors
+    /// Something else is in the slot by now.
+    pub fn fill(
+        &self,
+        name: &str,
+        from: Option<&Arc<Generation>>,
+        next: Result<Arc<Generation>, LoadError>,
+        pin: Pin,
+    ) -> Result<(), LoadError> {
+        let mut slots = self.write();
+        let slot = slots.get_mut(name).ok_or_else(|| LoadError::UnknownRunner(name.to_owned()))?;
+        match (&slot.current, from) {
+            (Err(_), None) => {}
+            (Ok(current), Some(from)) if Arc::ptr_eq(current, from) => {}
+            _ => return Err(LoadError::GenerationGone(pin.sha256)),
+        }
+        let former = std::mem::replace(&mut slot.current, next);
+        drop(slots);
+        drop(former);
+        let sha256 = pin.sha256.clone();
+        self.serves_by(name, &sha256, Some(pin));
+        Ok(())
+    }
+
+    /// Remembers why this version serves: by a pin, or since the configuration names it.
+    fn serves_by(&self, name: &str, sha256: &str, pin: Option<Pin>) {
         let mut pins = self.pins.write().unwrap_or_else(PoisonError::into_inner);
         match pin {
             Some(pin) => pins.serves.insert(name.to_owned(), pin),
@@ -396,9 +431,8 @@ impl Runners {
         };
         // Somebody wants it after all.
         if let Some(barred) = pins.barred.get_mut(name) {
-            barred.remove(&sha256);
+            barred.remove(sha256);
         }
-        Ok(former)
     }
 }
 
@@ -461,13 +495,13 @@ mod tests {
         let runners = runners();
         let one = runners.current("r").unwrap();
         let two = generation("two");
-        let former = runners.flip("r", sha(&one), Arc::clone(&two), None, &clock).unwrap();
+        let former = runners.flip("r", &one, Arc::clone(&two), None, &clock).unwrap();
         assert!(Arc::ptr_eq(&former, &one));
         assert_eq!(sha(&runners.current("r").unwrap()), sha(&two));
         assert!(Arc::ptr_eq(&runners.pinned("r", sha(&one)).unwrap(), &one), "the same instance");
         assert_eq!(runners.flips().count, 1);
         // And back again.
-        runners.flip("r", sha(&two), Arc::clone(&one), None, &clock).unwrap();
+        runners.flip("r", &two, Arc::clone(&one), None, &clock).unwrap();
         assert!(Arc::ptr_eq(&runners.current("r").unwrap(), &one));
         runners.unpin("r", sha(&two));
         assert!(runners.pinned("r", sha(&two)).is_err(), "a builtin has no file to come back from");
@@ -478,7 +512,7 @@ mod tests {
         let clock = ManualClock::at("2026-11-22T09:00:00Z".parse().unwrap());
         let runners = runners();
         let one = runners.current("r").unwrap();
-        let error = runners.flip("r", "another", generation("two"), None, &clock).unwrap_err();
+        let error = runners.flip("r", &generation("one"), generation("two"), None, &clock).unwrap_err();
         assert_eq!(error.code(), "generation_gone");
         assert!(Arc::ptr_eq(&runners.current("r").unwrap(), &one));
         assert_eq!(runners.flips().count, 0);

@@ -8,6 +8,7 @@ use chrono::{DateTime, Utc};
 
 use super::Inner;
 use crate::domain::mandate::MandateState;
+use crate::runner::RunnerStatusError;
 use crate::store::{self, MandateFilter, RunnerOffer};
 
 /// A runner that keeps dying is not tried for a while.
@@ -155,7 +156,7 @@ impl Inner {
         trouble.extend(self.table().waits.clone());
         for status in self.parts.runners.status() {
             let held = || self.held(&status.name);
-            if let Some(why) = status.error.as_ref().map(|error| error.message.clone()).or_else(held) {
+            if let Some(why) = status.error.as_ref().map(RunnerStatusError::told).or_else(held) {
                 trouble.insert(status.name, why);
             }
         }

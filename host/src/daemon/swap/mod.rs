@@ -214,6 +214,11 @@ impl Swaps {
         self.0.begin(plan, before.sha256)
     }
 
+    /// Ends trials that a reload has ended: to be called once it is recorded what serves now.
+    pub async fn configured_anew(&self) {
+        self.0.end_stale_trials().await;
+    }
+
     /// A swap by its id, as it stands.
     #[must_use]
     pub fn view(&self, id: &str) -> Option<SwapView> {

@@ -15,7 +15,7 @@ use super::{Inner, Settings, make_way, on_thread, shadow, show};
 use crate::domain::generation::GenerationEvent;
 use crate::domain::handover::HandOver;
 use crate::runner::manifest::fingerprint;
-use crate::runner::{Generation, Isolation, Pace, Pin, PluginFile, RunnerConfig, RunnerError};
+use crate::runner::{Generation, Isolation, LoadError, Pace, Pin, PluginFile, RunnerConfig, RunnerError};
 use crate::store::{self, GenerationMove, NewGeneration, NewRefusal, Refused};
 
 /// Longest time that a call on a trial in the background has: below what its worker has to answer,
@@ -197,6 +197,7 @@ impl Inner {
         self.parts.generations.move_generations(vec![step], self.parts.clock.now()).await?;
         show(&swap.view, |seen| seen.stage = Stage::Handover);
         let (held, state) = self.hand_over(swap, &plugin, &ready).await?;
+        self.still_wanted(swap, &plugin).await?;
         show(&swap.view, |seen| seen.stage = Stage::Flip);
         self.flip(swap, (old, next), ready, state).await?;
         drop(held);
@@ -221,7 +222,7 @@ impl Inner {
             // Before anything of it runs: whether it may, where the operator wants it to.
             let isolation = runners.isolation_for(&config, &plugin)?;
             runners.keep(&plugin)?;
-            Ok::<_, crate::runner::LoadError>((plugin, isolation, runners.sources(&config).configured))
+            Ok::<_, LoadError>((plugin, isolation, runners.sources(&config).configured))
         });
         let (plugin, isolation, configured) = read
             .await
@@ -402,6 +403,21 @@ impl Inner {
         Ok((Some(held), Some(states)))
     }
 
+    /// Whether the entry and the trust are still those that the candidate was made ready for: cycles
+    /// may have been waited for meanwhile.
+    async fn still_wanted(&self, swap: &Swap, plugin: &Arc<PluginFile>) -> Result<(), Refusal> {
+        let (runners, plugin) = (Arc::clone(&self.parts.runners), Arc::clone(plugin));
+        let (config, runner) = (swap.config.clone(), swap.plan.runner.clone());
+        let asked = move || {
+            let same = runners.config(&runner)?.as_ref() == Some(&config);
+            Ok::<_, LoadError>((same, runners.isolation_for(&config, &plugin)?))
+        };
+        let (same, isolation) = tokio::task::spawn_blocking(asked)
+            .await
+            .map_err(|panic| Refusal::new("panic", format!("the trust's reader failed: {panic}")))??;
+        if same && isolation == swap.isolation { Ok(()) } else { Err(came_between()) }
+    }
+
     /// Lets new cycles of a runner wait until the guard goes.
     pub(super) fn held<'a>(&'a self, runner: &'a str) -> Held<'a> {
         self.parts.runners.hold(runner, true);
@@ -445,7 +461,7 @@ impl Inner {
         let baseline =
             if on_trial { self.recorded(runner, crate::store::RECENT_MAX).await? } else { Vec::new() };
         self.parts.generations.move_generations(moves, self.parts.clock.now()).await?;
-        let from = &swap.serves.identity().generation;
+        let from = swap.serves.identity().generation.as_str();
         let to = &ready.identity().generation;
         let pin = (swap.configured.as_ref() != Some(to))
             .then(|| Pin { sha256: to.clone(), configured: swap.configured.clone() });
@@ -455,7 +471,7 @@ impl Inner {
                 &swap.settings,
                 &baseline,
                 (old, next),
-                Arc::clone(&swap.serves),
+                (Arc::clone(&swap.serves), swap.config.clone()),
             )
         });
         self.forget_rolled_back(runner, to);
@@ -463,7 +479,8 @@ impl Inner {
             // Before the first cycle can end on it.
             self.table().trials.insert(runner.to_owned(), Arc::clone(trial));
         }
-        let flipped = self.parts.runners.flip(runner, from, Arc::clone(&ready), pin, &*self.parts.clock);
+        let flipped =
+            self.parts.runners.flip(runner, &swap.serves, Arc::clone(&ready), pin, &*self.parts.clock);
         let former = match flipped {
             Ok(former) => former,
             Err(error) => {
@@ -476,22 +493,14 @@ impl Inner {
         }
         self.parts.dispatch.runners_changed();
         tracing::info!(runner, generation = to, from, swap = swap.view.borrow().id, "runner_swapped");
-        match trial {
-            Some(trial) => {
-                show(&swap.view, |seen| seen.stage = Stage::Canary);
-                self.watch_trial(trial);
-            }
-            None => {
-                show(&swap.view, |seen| seen.stage = Stage::Drain);
-                let row = back.is_none().then_some(old);
-                self.spawn_drain(
-                    runner.to_owned(),
-                    former,
-                    row,
-                    Some(Arc::clone(&swap.view)),
-                    &swap.settings,
-                );
-            }
+        let view = Arc::clone(&swap.view);
+        if let Some(trial) = trial {
+            show(&view, |seen| seen.stage = Stage::Canary);
+            self.watch_trial(trial);
+        } else {
+            show(&view, |seen| seen.stage = Stage::Drain);
+            let row = back.is_none().then_some(old);
+            self.spawn_drain(runner.to_owned(), former, row, Some(view), &swap.settings);
         }
         Ok(())
     }
@@ -507,13 +516,17 @@ impl Inner {
         if let Err(error) = self.parts.generations.move_generations(moves, self.parts.clock.now()).await {
             tracing::error!(%error, "swap_not_taken_back");
         }
-        Refusal::new("conflict", "the runner was configured anew while it was swapped").remedy("try again")
+        came_between()
     }
 
     async fn moved(&self, n: i64, event: GenerationEvent) -> Result<(), Refusal> {
         let step = GenerationMove::new(n, event, None);
         Ok(self.parts.generations.move_generations(vec![step], self.parts.clock.now()).await?)
     }
+}
+
+fn came_between() -> Refusal {
+    Refusal::new("conflict", "the runner was configured anew while it was swapped").remedy("try again")
 }
 
 /// Whether the states are of schemas that both versions list: the one that `wrote` them, where it

@@ -165,7 +165,8 @@ impl Inner {
         let past = (self.parts.clock.now() - row.since).to_std().unwrap_or(Duration::ZERO);
         let time = settings.canary_time.saturating_sub(past);
         let rows = (former.n, row.n);
-        let trial = Trial::for_time(Arc::clone(&view), &settings, &before, rows, standby, time);
+        let Ok(Some(config)) = self.parts.runners.config(runner) else { return };
+        let trial = Trial::for_time(Arc::clone(&view), &settings, &before, rows, (standby, config), time);
         {
             let mut table = self.table();
             table.views.push_back((id, view));

@@ -16,7 +16,7 @@ use super::{Inner, Settings, on_thread, show};
 use crate::daemon::dispatch::STOP_GRACE;
 use crate::daemon::dispatch::ports::{OnTrial, TrialCycle, Trials};
 use crate::domain::generation::GenerationEvent;
-use crate::runner::{self, Generation};
+use crate::runner::{self, Generation, LoadError, RunnerConfig};
 use crate::store::{GenerationMove, RecordedCycle};
 
 /// A version that has just taken its slot.
@@ -26,6 +26,8 @@ pub(super) struct Trial {
     rows: (i64, i64),
     /// Stands by, with its state as it was.
     former: Arc<Generation>,
+    /// The entry that it was made by.
+    config: RunnerConfig,
     counters: Mutex<Counters>,
     /// None while it is open, then how it ended. Held while the end is recorded.
     ended: tokio::sync::Mutex<Option<Result<(), String>>>,
@@ -33,6 +35,15 @@ pub(super) struct Trial {
     decided: Notify,
     /// How long it goes on from its beginning here.
     time: Duration,
+}
+
+/// Who ends a trial.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum By {
+    /// A person.
+    Hand,
+    /// The version's own failures.
+    Failure,
 }
 
 /// What the version before begins with when it gets its place back.
@@ -51,7 +62,7 @@ impl Trial {
         settings: &Settings,
         recorded: &[RecordedCycle],
         rows: (i64, i64),
-        former: Arc<Generation>,
+        former: (Arc<Generation>, RunnerConfig),
     ) -> Arc<Self> {
         Self::for_time(view, settings, recorded, rows, former, settings.canary_time)
     }
@@ -62,7 +73,7 @@ impl Trial {
         settings: &Settings,
         recorded: &[RecordedCycle],
         rows: (i64, i64),
-        former: Arc<Generation>,
+        (former, config): (Arc<Generation>, RunnerConfig),
         time: Duration,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -70,6 +81,7 @@ impl Trial {
             settings: settings.clone(),
             rows,
             former,
+            config,
             counters: Mutex::new(Counters::new(recorded)),
             ended: tokio::sync::Mutex::new(None),
             decided: Notify::new(),
@@ -119,7 +131,7 @@ impl Inner {
                     &trial,
                     &why,
                     format!("the version after it failed its trial: {why}"),
-                    States::AsAtTheFlip,
+                    (By::Failure, States::AsAtTheFlip),
                 )
                 .await
             {
@@ -140,7 +152,7 @@ impl Inner {
         let returns = format!("the version after it was {who}");
         let keeps = self.schemas_of(&trial.former).await.is_none_or(|schemas| !schemas.is_empty());
         if !keeps {
-            return self.end_trial_badly(trial, who, returns, States::AsAtTheFlip).await;
+            return self.end_trial_badly(trial, who, returns, (By::Hand, States::AsAtTheFlip)).await;
         }
         let _held = self.held(&runner);
         let idle = self.parts.dispatch.runner_idle(&runner, STOP_GRACE).await;
@@ -152,7 +164,7 @@ impl Inner {
                 "runner_state_not_taken_back"
             );
         }
-        self.end_trial_badly(trial, who, returns, states).await
+        self.end_trial_badly(trial, who, returns, (By::Hand, states)).await
     }
 
     /// Gives the version before what the instances of the one on trial keep now, as far as it reads
@@ -184,7 +196,7 @@ impl Inner {
         trial: &Arc<Trial>,
         why: &str,
         returns: String,
-        states: States,
+        (by, states): (By, States),
     ) -> Result<(), Refusal> {
         let mut ended = trial.ended.lock().await;
         match &*ended {
@@ -196,9 +208,21 @@ impl Inner {
             let seen = trial.view.borrow();
             (seen.runner.clone(), seen.generation.clone().unwrap_or_default())
         };
+        let serves = match self.parts.runners.current(&runner) {
+            Ok(serves) if serves.identity().generation != failed => {
+                let message = format!("runner {runner} is served by another file now, and the trial is over");
+                return Err(Refusal::new("conflict", message).remedy("look at `kairos plugin list`"));
+            }
+            serves => serves.ok(),
+        };
         if states == States::Back {
             self.states_back(trial, &runner, &failed).await;
         }
+        let former = match self.former_as_wanted_now(trial, &runner).await {
+            // A person is told, and what serves goes on; a version that failed serves no more.
+            Err((refusal, _)) if by == By::Hand => return Err(refusal),
+            former => former,
+        };
         let (old, next) = trial.rows;
         let back = vec![
             GenerationMove::new(next, GenerationEvent::RollBack, Some(why.to_owned())),
@@ -206,17 +230,16 @@ impl Inner {
         ];
         self.parts.generations.move_generations(back, self.parts.clock.now()).await?;
         *ended = Some(Err(why.to_owned()));
-        let pin = self.pin_of(&runner, &trial.former).await;
-        let flipped =
-            self.parts.runners.flip(&runner, &failed, Arc::clone(&trial.former), pin, &*self.parts.clock);
+        let returned = self.return_to(&runner, trial, serves, former).await;
         // Cycles that it began and that are still under way are its own; their failures are done again.
         self.remember_rolled_back(&runner, &failed);
         self.parts.runners.bar(&runner, &failed);
         self.table().trials.remove(&runner);
         self.freed.send_modify(|count| *count += 1);
         self.parts.dispatch.runners_changed();
-        match flipped {
-            Ok(former) => self.spawn_drain(runner.clone(), former, None, None, &trial.settings),
+        match returned {
+            Ok(Some(failed)) => self.spawn_drain(runner.clone(), failed, None, None, &trial.settings),
+            Ok(None) => {}
             // A reload put something else in the slot; that serves.
             Err(error) => tracing::error!(runner, %error, "swap_rolled_back_without_a_flip"),
         }
@@ -227,6 +250,89 @@ impl Inner {
         });
         trial.decided.notify_one();
         Ok(())
+    }
+
+    /// The version before, as its entry and the trust of now want it: the instance that stands by if
+    /// it is still that, else a fresh one, with its states. The reason for a slot, if there is none.
+    async fn former_as_wanted_now(
+        &self,
+        trial: &Arc<Trial>,
+        runner: &str,
+    ) -> Result<Arc<Generation>, (Refusal, LoadError)> {
+        let (runners, name, trial) = (Arc::clone(&self.parts.runners), runner.to_owned(), Arc::clone(trial));
+        let limit = trial.settings.shadow_deadline;
+        let work = move || {
+            let plugin = runners.kept(&trial.former.identity().generation)?;
+            let config = runners.config(&name)?.ok_or_else(|| LoadError::UnknownRunner(name.clone()))?;
+            let isolation = runners.isolation_for(&config, &plugin)?;
+            if config == trial.config && isolation == trial.former.isolation() {
+                return Ok(Arc::clone(&trial.former));
+            }
+            let fresh = runners.prepare(&name, &plugin)?;
+            let states = trial.former.hand_over().and_then(|states| fresh.take_over(states));
+            if let Err(error) = states {
+                tracing::warn!(runner = name, why = %error, "runner_state_not_taken_back");
+            }
+            tracing::info!(runner = name, %isolation, "runner_predecessor_loaded_again");
+            Ok::<_, LoadError>(fresh)
+        };
+        match on_thread("load", limit, &*self.parts.clock, work).await {
+            Ok(loaded) => loaded.map_err(|error| (Refusal::from(error.clone()), error)),
+            Err(refusal) => Err((refusal.clone(), LoadError::ProbeFailed(refusal.message))),
+        }
+    }
+
+    /// Gives the slot back, or empties it if nothing can be put there: what served until now.
+    async fn return_to(
+        &self,
+        runner: &str,
+        trial: &Trial,
+        serves: Option<Arc<Generation>>,
+        former: Result<Arc<Generation>, (Refusal, LoadError)>,
+    ) -> Result<Option<Arc<Generation>>, LoadError> {
+        let runners = &self.parts.runners;
+        let pin = self.pin_of(runner, &trial.former).await;
+        match (former, serves) {
+            (Ok(former), Some(serves)) => {
+                runners.flip(runner, &serves, former, pin, &*self.parts.clock).map(Some)
+            }
+            (former, serves) => {
+                let sha256 = trial.former.identity().generation.clone();
+                let pin = pin.unwrap_or_else(|| runner::Pin { configured: Some(sha256.clone()), sha256 });
+                if let Err((_, error)) = &former {
+                    tracing::error!(runner, %error, remedy = %error.remedy(), "runner_predecessor_lost");
+                }
+                runners.fill(runner, serves.as_ref(), former.map_err(|(_, error)| error), pin)?;
+                Ok(serves)
+            }
+        }
+    }
+
+    /// Ends what a reload has ended: trials of versions that serve no more, since the configuration
+    /// names another file by now. To be called when the store knows.
+    pub(super) async fn end_stale_trials(&self) {
+        let trials: Vec<Arc<Trial>> = self.table().trials.values().cloned().collect();
+        for trial in trials {
+            let mut ended = trial.ended.lock().await;
+            let runner = trial.view.borrow().runner.clone();
+            let stale = match self.parts.runners.current(&runner) {
+                Ok(serves) => !trial.is_of(&serves.identity().generation),
+                Err(error) => matches!(error, LoadError::UnknownRunner(_)),
+            };
+            if ended.is_some() || !stale {
+                continue;
+            }
+            *ended = Some(Err("the configuration names another file".to_owned()));
+            self.table().trials.remove(&runner);
+            self.freed.send_modify(|count| *count += 1);
+            tracing::info!(runner, "runner_trial_ended_by_configuration");
+            show(&trial.view, |seen| {
+                seen.stage = Stage::RolledBack;
+                seen.refusal =
+                    Some(Refusal::new("conflict", "the configuration names another file for the runner now"));
+            });
+            trial.decided.notify_one();
+        }
     }
 
     /// What serves a slot in place of the configured file when this generation does.
