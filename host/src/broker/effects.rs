@@ -213,7 +213,10 @@ impl CycleServices {
             }
             Ruling::ManualReview => {
                 let target = intent.target.unwrap_or_default();
-                let detail = format!("{target} is neither as before nor as after: {world:?}");
+                let detail = match world {
+                    Some(world) => format!("{target} is neither as before nor as after: {world:?}"),
+                    None => format!("nothing in the world says what became of {target}"),
+                };
                 Err(self.give_to_a_person(judged.reason, detail))
             }
         }
