@@ -269,6 +269,7 @@ impl Swapper {
             self.prepared.add(begun.elapsed());
             let from = self.runners.current("v").unwrap();
             let former = self.runners.flip("v", &from, next, None, &self.clock).unwrap();
+            drop(from);
             self.retire(&former);
             if number % BAD_EVERY == 0 {
                 self.offer_bad();

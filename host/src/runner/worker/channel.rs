@@ -36,7 +36,7 @@ pub struct Channel {
 impl Channel {
     /// Frames over `socket`.
     pub fn new(socket: OwnedFd, clock: SystemClock) -> Self {
-        Self { socket, decoder: Decoder::default(), spin: Spin::default(), clock }
+        Self { socket, decoder: Decoder::default(), spin: Spin::here(), clock }
     }
 
     /// Writes a frame's bytes. A worker that does not read is waited for while it lives.

@@ -55,7 +55,7 @@ struct Reader {
 
 impl Reader {
     fn new(socket: UnixStream, clock: SystemClock) -> Self {
-        Self { socket, decoder: Decoder::default(), spin: Spin::default(), clock }
+        Self { socket, decoder: Decoder::default(), spin: Spin::here(), clock }
     }
 
     /// The next frame; none when the daemon has hung up.

@@ -59,9 +59,21 @@ pub struct Spin {
     expects: bool,
     misses: u32,
     crowded: u32,
+    /// Both ends have one processor: while one spins, the other cannot answer.
+    alone: bool,
 }
 
 impl Spin {
+    /// For a reader on the processors that this thread may use.
+    pub fn here() -> Self {
+        let processors = rustix::thread::sched_getaffinity(None).map_or(1, |set| set.count());
+        Self::on(processors)
+    }
+
+    fn on(processors: u32) -> Self {
+        Self { alone: processors < 2, ..Self::default() }
+    }
+
     /// To be called when something was said to which there will be an answer.
     pub fn expect(&mut self) {
         self.expects = true;
@@ -98,6 +110,9 @@ impl Spin {
     }
 
     fn pays(&mut self) -> bool {
+        if self.alone {
+            return false;
+        }
         if self.crowded > 0 {
             self.crowded -= 1;
             return false;
@@ -175,6 +190,14 @@ mod tests {
 
     const QUICK: Duration = Duration::from_micros(20);
     const SLOW: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn nobody_spins_who_has_one_processor_only() {
+        let (mut spin, cpu) = (Spin::on(1), Fake::default());
+        spin.expect();
+        assert_eq!(spin.look(&cpu, || -> Option<()> { panic!("it looked") }), None);
+        assert_eq!(cpu.gave_way.get(), 0);
+    }
 
     #[test]
     fn quick_answers_are_found_without_sleep() {
