@@ -127,17 +127,25 @@ pub fn wait_states(root: &Root, wanted: &[&str]) -> Result<()> {
     root.wait_for(&format!("{wanted:?}"), || (states(root) == wanted).then_some(()))
 }
 
+/// Begins a swap to a version in that mode and waits until it has come to that stage: how it began.
+///
+/// # Errors
+/// It never comes there.
+pub fn begun_to(root: &Root, mode: &str, stage: &str) -> Result<Value> {
+    let file = trusted(root, mode).display().to_string();
+    let begun = root.json(&["plugin", "swap", "v", &file, "--no-wait"]);
+    root.wait_for(stage, || {
+        let seen = &serving(root)["swap"];
+        (seen["id"] == begun["id"] && seen["stage"] == stage).then_some(())
+    })?;
+    Ok(begun)
+}
+
 /// Begins a swap and kills the daemon when it has come to that stage.
 ///
 /// # Errors
 /// It never comes there.
 pub fn killed_at(root: &Root, daemon: &mut Daemon, mode: &str, stage: &str) -> Result<()> {
-    let file = trusted(root, mode).display().to_string();
-    let begun = root.json(&["plugin", "swap", "v", &file, "--no-wait"]);
-    let id = begun["id"].as_str().unwrap();
-    root.wait_for(stage, || {
-        let seen = &serving(root)["swap"];
-        (seen["id"] == id && seen["stage"] == stage).then_some(())
-    })?;
+    begun_to(root, mode, stage)?;
     daemon.kill()
 }

@@ -46,7 +46,7 @@ pub async fn list(
     };
     let rows = read(&plane, move |store| store.mandates(&filter)).await?;
     let used_up = used_up(&plane).await?;
-    let all: Vec<Value> = rows.iter().map(|row| view(row, used_up)).collect();
+    let all: Vec<Value> = rows.iter().map(|row| view(&plane, row, used_up)).collect();
     // The reference's two lists, beside the full one.
     let pick = |state: MandateState| -> Vec<&Value> {
         rows.iter().zip(&all).filter(|(row, _)| row.state == state).map(|(_, view)| view).collect()
@@ -66,11 +66,12 @@ async fn used_up(plane: &ControlPlane) -> Result<bool, ApiError> {
     Ok(budget::exceeded(&frame.limits, &totals).is_some())
 }
 
-/// A mandate; one that waits for nothing but the budget says so.
-fn view(row: &MandateRow, used_up: bool) -> Value {
+/// A mandate; one that waits for nothing but the budget, or a swap of its runner, says so.
+fn view(plane: &ControlPlane, row: &MandateRow, used_up: bool) -> Value {
     let mut view = views::mandate(row);
-    if used_up && row.state == MandateState::Queued && row.reason.is_none() {
-        view["reason"] = "budget".into();
+    if row.state == MandateState::Queued && row.reason.is_none() {
+        let budget = used_up.then(|| "budget".to_owned());
+        view["reason"] = budget.or_else(|| plane.source.held(&row.runner)).into();
     }
     view
 }
@@ -161,7 +162,7 @@ pub async fn show(State(plane): State<ControlPlane>, Path(id): Path<String>) -> 
     let seen = plane.source.seen(&id);
     let (row, cycles, steps) =
         read(&plane, move |store| Ok((store.mandate(&id)?, store.cycles(&id)?, store.steps(&id)?))).await?;
-    let mut view = view(&row, used_up(&plane).await?);
+    let mut view = view(&plane, &row, used_up(&plane).await?);
     view["cycles"] = cycles.iter().map(views::cycle).collect();
     view["steps"] = steps.iter().map(views::step).collect();
     view["running"] = if row.state == MandateState::Running { seen } else { Value::Null };

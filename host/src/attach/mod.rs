@@ -52,6 +52,8 @@ pub trait Source: Send + Sync + 'static {
     fn plugins(&self) -> Vec<Value>;
     /// What replaces versions of runners; none without a daemon.
     fn swaps(&self) -> Option<Swaps>;
+    /// Why nothing begins on a runner for a moment, though it serves.
+    fn held(&self, runner: &str) -> Option<String>;
     /// Lives of generations in a slot, or in all, newest first; 0 means all. Blocks.
     fn generations(&self, runner: Option<&str>, limit: usize) -> crate::store::Result<Vec<GenerationRow>>;
     /// The runner that mandates without one get.
@@ -97,6 +99,7 @@ pub fn router(plane: ControlPlane) -> Router {
         .route("/v1/plugins/history", get(plugins::history))
         .route("/v1/plugins/swaps/{id}", get(plugins::progress))
         .route("/v1/plugins/{runner}/swap", post(plugins::swap))
+        .route("/v1/plugins/{runner}/swap/abort", post(plugins::abort))
         .route("/v1/plugins/{runner}/rollback", post(plugins::rollback))
         .route("/v1/events", get(admin::events))
         .route("/v1/admin/reload", post(admin::reload))

@@ -47,6 +47,15 @@ pub async fn swap(
     Ok((StatusCode::ACCEPTED, Json(json!(view))))
 }
 
+/// Gives up a swap that has not come to its flip.
+pub async fn abort(
+    State(plane): State<ControlPlane>,
+    Path(runner): Path<String>,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    let view = swaps(&plane)?.abort(&runner)?;
+    Ok((StatusCode::ACCEPTED, Json(json!(view))))
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RollbackBody {
@@ -137,6 +146,8 @@ impl From<Refusal> for ApiError {
         let (status, code) = match refusal.code.as_str() {
             "conflict" => (StatusCode::CONFLICT, "conflict"),
             "unknown_runner" => (StatusCode::NOT_FOUND, "not_found"),
+            "no_swap" => (StatusCode::NOT_FOUND, "no_swap"),
+            "stopping" => (StatusCode::CONFLICT, "stopping"),
             "nothing_before" => (StatusCode::NOT_FOUND, "nothing_before"),
             "not_a_plugin" => (StatusCode::UNPROCESSABLE_ENTITY, "not_a_plugin"),
             "store" => (StatusCode::SERVICE_UNAVAILABLE, "store"),

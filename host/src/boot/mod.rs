@@ -133,7 +133,7 @@ impl Daemon {
             vitals,
             heartbeat_interval,
             runners,
-            swaps,
+            swaps: swaps.clone(),
             wallet,
             brokers,
             mailbox: mailbox.clone(),
@@ -150,6 +150,7 @@ impl Daemon {
         let lifecycle = Lifecycle {
             chronos,
             dispatch,
+            swaps,
             store: shared,
             clock,
             inbox,

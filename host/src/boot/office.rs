@@ -450,6 +450,10 @@ impl Source for Office {
         self.parts.daemon.then(|| self.parts.swaps.clone())
     }
 
+    fn held(&self, runner: &str) -> Option<String> {
+        self.parts.runners.held(runner)
+    }
+
     fn generations(&self, runner: Option<&str>, limit: usize) -> crate::store::Result<Vec<GenerationRow>> {
         self.parts.store.generations(runner, limit)
     }

@@ -51,10 +51,7 @@ fn view(
         (None, None, _) => "not_loaded",
     };
     let open = parts.daemon.then(|| parts.swaps.open(name)).flatten();
-    let open = open.map(|open| {
-        json!({"id": open.id, "stage": open.stage, "generation": open.generation,
-            "version": open.version, "from": open.from, "canary": open.canary})
-    });
+    let open = open.map(|open| open.in_short());
     let sources = parts.runners.config(name).ok().flatten().map(|config| parts.runners.sources(&config));
     let (configured, path) = sources.map(|sources| (sources.configured, sources.file)).unwrap_or_default();
     let serves = identity.map(|identity| &identity.generation);

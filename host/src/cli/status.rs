@@ -271,7 +271,11 @@ fn said(key: &str, value: &Value) -> String {
 /// The account of swaps in a line.
 fn swaps(value: &Value) -> String {
     let mib = |bytes: &Value| format!("{:.1} MiB", bytes.as_f64().unwrap_or(0.0) / f64::from(1 << 20));
-    let open: Vec<String> = value["open"].as_array().into_iter().flatten().map(cell).collect();
+    let each = |swap: &Value| {
+        let key = |key: &str| cell(&swap[key]);
+        format!("{} at {} since {} ({})", key("runner"), key("stage"), key("since"), key("id"))
+    };
+    let open: Vec<String> = value["under_way"].as_array().into_iter().flatten().map(each).collect();
     let flips = &value["flips"];
     let mut text = match open.is_empty() {
         true => "none under way".to_owned(),
@@ -301,12 +305,14 @@ mod tests {
 
     #[test]
     fn swaps_and_sandboxes_read_as_words() {
-        let swaps = json!({"open": ["v"], "images": 2, "image_bytes": 3 << 20, "leaked_bytes": 1 << 20,
+        let under_way =
+            json!([{"runner": "v", "stage": "handover", "since": "2026-11-22T09:00:00Z", "id": "swap-1"}]);
+        let swaps = json!({"open": ["v"], "under_way": under_way, "images": 2, "image_bytes": 3 << 20, "leaked_bytes": 1 << 20,
             "max_leaked_bytes": 512 << 20, "advice": null, "flips": {"count": 1, "held_p99_ns": 2700}});
         assert_eq!(
             said("swaps", &swaps),
-            "under way: v, 1 done (flip p99 2.7 us); 2 images mapped (3.0 MiB), replaced ones hold 1.0 MiB of \
-             512.0 MiB"
+            "under way: v at handover since 2026-11-22T09:00:00Z (swap-1), 1 done (flip p99 2.7 us); 2 images mapped \
+             (3.0 MiB), replaced ones hold 1.0 MiB of 512.0 MiB"
         );
         assert_eq!(said("sandbox", &json!({"a": "full", "b": "partial"})), "a=full, b=partial");
         assert_eq!(said("sandbox", &json!({})), "-");

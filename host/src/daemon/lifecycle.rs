@@ -16,6 +16,7 @@ use super::dispatch::{Dispatch, Drained};
 use super::mailbox::{Command, CommandError, Inbox, Phase, Reloaded};
 use super::service_manager::{self, ServiceManager};
 use super::signals::{Asked, Signals};
+use super::swap::Swaps;
 use super::work::Hands;
 use crate::store::{self, Store};
 use crate::sys::clock::Clock;
@@ -58,6 +59,8 @@ pub struct Lifecycle {
     pub chronos: Arc<Chronos>,
     /// The cycles.
     pub dispatch: Dispatch,
+    /// What replaces versions of runners.
+    pub swaps: Swaps,
     /// The commit point.
     pub store: Arc<dyn Store>,
     /// Time.
@@ -219,8 +222,18 @@ impl Lifecycle {
         self.inbox.enter(Phase::Draining);
         self.manager.stopping(grace);
         tracing::info!(grace_s = grace.as_secs_f64(), "daemon_shutdown_begin");
-        let dispatch = self.dispatch.clone();
-        let drain = dispatch.drain(grace);
+        let (dispatch, swaps) = (self.dispatch.clone(), self.swaps.clone());
+        // First of all: cycles that end now must not look like the boundary that a swap waits for.
+        swaps.give_up_all();
+        let drain = async {
+            // What is done to a candidate on a thread is left to itself when it does not end.
+            let given_up = tokio::time::timeout(grace, swaps.none_under_way());
+            let (drained, given_up) = tokio::join!(dispatch.drain(grace), given_up);
+            if given_up.is_err() {
+                tracing::warn!("swaps_not_given_up_in_time");
+            }
+            drained
+        };
         tokio::pin!(drain);
         let drained: Drained = loop {
             tokio::select! {

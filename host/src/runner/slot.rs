@@ -37,8 +37,8 @@ pub struct RunnerStatus {
     /// How far whoever serves is confined, or would have been by a machine that can do less than is
     /// demanded; none outside of a sandbox.
     pub sandbox: Option<Reached>,
-    /// True while nothing may begin on it, for a moment: its state is being handed over.
-    pub held: bool,
+    /// Why nothing may begin on it for a moment: its state is being handed over.
+    pub held: Option<String>,
 }
 
 /// Why a slot is empty.
@@ -81,7 +81,7 @@ pub(super) struct Slot {
     /// Generations that only open cycles still need, by sha256.
     pub(super) pinned: BTreeMap<String, Arc<Generation>>,
     /// See [`RunnerStatus::held`].
-    pub(super) held: bool,
+    pub(super) held: Option<String>,
 }
 
 impl Slot {
@@ -90,7 +90,7 @@ impl Slot {
         pool: Arc<Pool>,
         current: Result<Arc<Generation>, LoadError>,
     ) -> Self {
-        Self { config, pool, current, pinned: BTreeMap::new(), held: false }
+        Self { config, pool, current, pinned: BTreeMap::new(), held: None }
     }
 }
 
@@ -235,7 +235,7 @@ impl Runners {
             isolation: slot.current.as_ref().ok().map(|current| current.backend().isolation()),
             error: slot.current.as_ref().err().map(RunnerStatusError::from),
             sandbox: sandbox_of(slot),
-            held: slot.held,
+            held: slot.held.clone(),
         };
         self.read().iter().map(status).collect()
     }

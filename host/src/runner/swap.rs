@@ -353,11 +353,17 @@ impl Runners {
         self.leaked_by_replaced() + size + IMAGE_OVERHEAD
     }
 
-    /// Whether new cycles of a slot wait for a moment. See [`super::RunnerStatus::held`].
-    pub fn hold(&self, name: &str, held: bool) {
+    /// Whether new cycles of a slot wait for a moment, and why. See [`super::RunnerStatus::held`].
+    pub fn hold(&self, name: &str, held: Option<String>) {
         if let Some(slot) = self.write().get_mut(name) {
             slot.held = held;
         }
+    }
+
+    /// Why nothing may begin on a slot now, though it is served.
+    #[must_use]
+    pub fn held(&self, name: &str) -> Option<String> {
+        self.read().get(name).and_then(|slot| slot.held.clone())
     }
 
     /// The flip: from now on new cycles of the slot begin on `next`, if they began on that very `from`

@@ -18,13 +18,17 @@ pub struct SwapArgs {
     /// The runner, by its key in `daemon.yml`
     runner: String,
     /// The new version: a file, or a plugin's name as `daemon.yml` has it
-    file: PathBuf,
+    #[arg(required_unless_present = "abort")]
+    file: Option<PathBuf>,
     /// Begin without the state of the version that serves
     #[arg(long)]
     cold: bool,
     /// Return at once; `plugin list` and `plugin history` show what becomes of it
     #[arg(long)]
     no_wait: bool,
+    /// Give up the swap that is under way, at any stage before its flip; what serves goes on
+    #[arg(long, conflicts_with_all = ["file", "cold", "no_wait"])]
+    abort: bool,
 }
 
 /// Arguments of `rollback`.
@@ -53,14 +57,66 @@ pub struct HistoryArgs {
 /// Puts another version in a runner's slot.
 ///
 /// # Errors
-/// No daemon: exit 7; another swap is under way: exit 5; the candidate is refused: exit 1.
+/// No daemon, or it ends meanwhile: exit 7; another swap is under way: exit 5; the candidate is refused:
+/// exit 1. With `--abort`: none is under way: exit 3; it is too late: exit 5.
 pub async fn swap(args: SwapArgs, context: &Context) -> anyhow::Result<()> {
     let client = context.daemon().await?;
-    let file = find(&args.file, context).map_err(no_plugin)?;
-    let body = json!({"file": std::path::absolute(&file)?, "cold": args.cold});
     let path = format!("/v1/plugins/{}/swap", segment(&args.runner));
-    let begun = client.call(Method::POST, &path, Some(&body)).await?;
+    let Some(file) = &args.file else {
+        let given_up = client.call(Method::POST, &format!("{path}/abort"), None).await;
+        return aborted(&client, given_up.map_err(|error| ended(error, &args.runner, None))?, context).await;
+    };
+    let file = find(file, context).map_err(no_plugin)?;
+    let body = json!({"file": std::path::absolute(&file)?, "cold": args.cold});
+    let begun = client.call(Method::POST, &path, Some(&body)).await;
+    let begun = begun.map_err(|error| ended(error, &args.runner, None))?;
     follow(&client, begun, args.no_wait, context).await
+}
+
+/// Waits for the end of a swap that was given up, and says how it ended.
+async fn aborted(client: &Client, mut seen: Value, context: &Context) -> anyhow::Result<()> {
+    while !decided(&seen) {
+        seen = progress(client, &seen).await?;
+    }
+    if seen["stage"] != "refused" {
+        let message = format!("{} came to its flip meanwhile", cell(&seen["id"]));
+        let remedy = format!("take it back: kairos plugin rollback {}", cell(&seen["runner"]));
+        return Err(Failure::new(code::CONFLICT, "conflict", message).remedy(remedy).into());
+    }
+    emit(context.style, &seen, |seen| {
+        let (id, runner) = (cell(&seen["id"]), cell(&seen["runner"]));
+        format!("{id} has ended: {}; {runner} is served as before", cell(&seen["refusal"]["message"]))
+    })
+}
+
+/// The next news of a swap.
+async fn progress(client: &Client, seen: &Value) -> anyhow::Result<Value> {
+    let path = format!("/v1/plugins/swaps/{}?after={}", segment(&cell(&seen["id"])), seen["step"]);
+    client.get(&path).await.map_err(|error| ended(error, &cell(&seen["runner"]), Some(seen)))
+}
+
+/// What to say when the daemon does not answer any more, or another one answers that knows nothing of
+/// the swap. What it has refused itself stays as it is.
+fn ended(error: anyhow::Error, runner: &str, seen: Option<&Value>) -> anyhow::Error {
+    let known = error.downcast_ref::<Failure>();
+    let gone = match known {
+        None => true,
+        Some(failure) => failure.exit == code::DAEMON_DOWN || (failure.code == "not_found" && seen.is_some()),
+    };
+    if !gone {
+        return error;
+    }
+    let what = match seen {
+        Some(seen) => format!("{} was at {}", cell(&seen["id"]), cell(&seen["stage"])),
+        None => "it was asked for a swap".to_owned(),
+    };
+    let message = format!(
+        "the daemon ended while {what} ({error})\n\
+         which version serves runner {runner} is decided at its next start: the new one if the flip was recorded, \
+         else the old one"
+    );
+    let remedy = format!("start it with `kairos run`; `kairos plugin history {runner}` shows what serves");
+    Failure::new(code::DAEMON_DOWN, "daemon_ended", message).remedy(remedy).into()
 }
 
 /// Gives a slot back to the version before.
@@ -70,7 +126,8 @@ pub async fn swap(args: SwapArgs, context: &Context) -> anyhow::Result<()> {
 pub async fn rollback(args: RollbackArgs, context: &Context) -> anyhow::Result<()> {
     let client = context.daemon().await?;
     let path = format!("/v1/plugins/{}/rollback", segment(&args.runner));
-    let begun = client.post(&path, &json!({"reason": args.reason})).await?;
+    let begun = client.post(&path, &json!({"reason": args.reason})).await;
+    let begun = begun.map_err(|error| ended(error, &args.runner, None))?;
     if begun["stage"] == "rolled_back" {
         // A trial that was ended: the version before serves already.
         return emit(context.style, &begun, |seen| {
@@ -112,8 +169,7 @@ async fn follow(client: &Client, begun: Value, no_wait: bool, context: &Context)
             stage = cell(&seen["stage"]);
             say(context.style, &format!("{id}: {stage}"));
         }
-        let path = format!("/v1/plugins/swaps/{}?after={}", segment(&id), seen["step"]);
-        seen = client.get(&path).await?;
+        seen = progress(client, &seen).await?;
     }
     let refusal = &seen["refusal"];
     if refusal.is_object() {

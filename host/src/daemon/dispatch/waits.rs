@@ -41,7 +41,7 @@ impl Inner {
             .status()
             .into_iter()
             .filter_map(|status| {
-                let identity = status.identity.filter(|_| !status.held && !held(&status.name))?;
+                let identity = status.identity.filter(|_| status.held.is_none() && !held(&status.name))?;
                 let offer = RunnerOffer { generation: identity.generation, phases: identity.phases };
                 Some((status.name, offer))
             })
@@ -156,7 +156,8 @@ impl Inner {
         trouble.extend(self.table().waits.clone());
         for status in self.parts.runners.status() {
             let held = || self.held(&status.name);
-            if let Some(why) = status.error.as_ref().map(RunnerStatusError::told).or_else(held) {
+            let why = status.error.as_ref().map(RunnerStatusError::told).or_else(held).or(status.held);
+            if let Some(why) = why {
                 trouble.insert(status.name, why);
             }
         }

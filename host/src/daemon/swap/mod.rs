@@ -12,6 +12,7 @@
 //! one on trial. One swap of a slot at a time.
 
 mod canary;
+mod halt;
 mod pipeline;
 pub mod shadow;
 mod start;
@@ -31,6 +32,7 @@ pub use start::{adopt, barred, pins};
 pub use view::{Refusal, Stage, SwapView};
 pub use watch::watch;
 
+use self::halt::{Halts, Preparing};
 use self::trial::Trial;
 use super::dispatch::Dispatch;
 use crate::runner::Runners;
@@ -130,7 +132,7 @@ struct Inner {
 #[derive(Default)]
 struct Table {
     /// Slots with a swap under way, up to the flip.
-    preparing: BTreeMap<String, String>,
+    preparing: BTreeMap<String, Preparing>,
     /// Slots with a version on trial.
     trials: BTreeMap<String, Arc<Trial>>,
     /// (runner, sha256) of versions that failed their trial.
@@ -138,6 +140,8 @@ struct Table {
     views: VecDeque<(String, Arc<channel::Sender<SwapView>>)>,
     /// What was said of files where a directory is watched, so that each thing is said once.
     reported: BTreeSet<String>,
+    /// The daemon stops, so nothing begins any more.
+    stopping: bool,
 }
 
 impl Table {
@@ -244,7 +248,7 @@ impl Swaps {
         let id = {
             let table = self.0.table();
             let trial = table.trials.get(runner).map(|trial| trial.view.borrow().id.clone());
-            table.preparing.get(runner).cloned().or(trial)
+            table.preparing.get(runner).map(|swap| swap.id.clone()).or(trial)
         };
         self.view(&id?)
     }
@@ -255,14 +259,16 @@ impl Swaps {
         let leaked = self.0.parts.runners.leaked();
         let held = self.0.parts.runners.leaked_by_replaced();
         let cap = self.0.settings().max_leaked;
-        let open: Vec<Value> = {
+        let open: Vec<String> = {
             let table = self.0.table();
-            let runners: Vec<&String> = table.preparing.keys().chain(table.trials.keys()).collect();
-            runners.into_iter().map(|runner| json!(runner)).collect()
+            table.preparing.keys().chain(table.trials.keys()).cloned().collect()
         };
+        let under_way: Vec<Value> =
+            open.iter().filter_map(|runner| self.open(runner)).map(|swap| swap.in_short()).collect();
         let advice = (held > cap).then_some("restart the daemon, or use isolation process or sandbox");
         json!({
             "open": open,
+            "under_way": under_way,
             "images": leaked.images,
             "image_bytes": leaked.bytes,
             "leaked_bytes": held,
@@ -308,15 +314,23 @@ impl Inner {
     }
 
     /// Registers a swap of a slot that has none.
-    fn register(&self, runner: &str, source: String) -> Result<Arc<channel::Sender<SwapView>>, Refusal> {
+    fn register(
+        &self,
+        runner: &str,
+        source: String,
+    ) -> Result<(Arc<channel::Sender<SwapView>>, Halts), Refusal> {
         let mut chance = [0; 4];
         self.parts.entropy.fill(&mut chance);
         let now = self.parts.clock.now();
         let id = format!("swap-{}-{}", now.format("%Y%m%dT%H%M%SZ"), hex::encode(chance));
         let mut table = self.table();
+        if table.stopping {
+            return Err(Refusal::stopping());
+        }
         if let Some(other) = table.preparing.get(runner) {
-            let message = format!("a swap of runner {runner} is under way: {other}");
-            return Err(Refusal::new("conflict", message).remedy("wait for its end"));
+            let message = format!("a swap of runner {runner} is under way: {}", other.id);
+            let remedy = format!("wait for its end, or give it up: kairos plugin swap {runner} --abort");
+            return Err(Refusal::new("conflict", message).remedy(remedy));
         }
         if table.trials.contains_key(runner) {
             let message = format!("the version that serves runner {runner} is on trial");
@@ -324,13 +338,15 @@ impl Inner {
                 format!("wait for the end of the trial, or take it back: kairos plugin rollback {runner}");
             return Err(Refusal::new("conflict", message).remedy(remedy));
         }
-        table.preparing.insert(runner.to_owned(), id.clone());
+        let preparing = Preparing::new(id.clone());
+        let halts = preparing.halts();
+        table.preparing.insert(runner.to_owned(), preparing);
         let view = Arc::new(channel::Sender::new(SwapView::new(id.clone(), runner, source, now)));
         table.views.push_back((id, Arc::clone(&view)));
         if table.views.len() > VIEWS_MAX {
             table.views.pop_front();
         }
-        Ok(view)
+        Ok((view, halts))
     }
 
     fn unregister(&self, runner: &str) {
@@ -388,6 +404,12 @@ fn show(view: &channel::Sender<SwapView>, change: impl FnOnce(&mut SwapView)) {
         change(seen);
         seen.step += 1;
     });
+}
+
+/// A swap comes to its next stage.
+fn enter(view: &channel::Sender<SwapView>, stage: Stage, clock: &dyn Clock) {
+    let at = clock.now();
+    show(view, |seen| (seen.stage, seen.since) = (stage, at));
 }
 
 /// Work of a swap takes short turns: cycles that serve wait behind it otherwise.

@@ -8,10 +8,11 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::sync::watch;
 
+use super::halt::Halts;
 use super::start::is_judgement;
 use super::trial::Trial;
 use super::view::{Refusal, Stage, SwapView};
-use super::{Inner, Settings, make_way, on_thread, shadow, show};
+use super::{Inner, Settings, enter, make_way, on_thread, shadow, show};
 use crate::domain::generation::GenerationEvent;
 use crate::domain::handover::HandOver;
 use crate::runner::manifest::fingerprint;
@@ -54,6 +55,7 @@ struct Swap {
     configured: Option<String>,
     /// The candidate's.
     isolation: Isolation,
+    halts: Halts,
 }
 
 /// The candidate's row in the store, once it has one.
@@ -68,7 +70,7 @@ pub(super) struct Held<'a> {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        self.inner.parts.runners.hold(self.runner, false);
+        self.inner.parts.runners.hold(self.runner, None);
         self.inner.parts.dispatch.runners_changed();
     }
 }
@@ -96,13 +98,13 @@ impl Inner {
             Refusal::from(error)
                 .remedy("mend the configured plugin first; there is nothing to take over from")
         })?;
-        let view = self.register(&plan.runner, source)?;
+        let (view, halts) = self.register(&plan.runner, source)?;
         let registered = Registered { inner: Arc::clone(self), runner: plan.runner.clone() };
         show(&view, |seen| seen.from = Some(serves.identity().generation.clone()));
         let seen = view.borrow().clone();
         let settings = self.settings();
-        let swap =
-            Swap { plan, view, settings, config, serves, configured: None, isolation: Isolation::Sandbox };
+        let (configured, isolation) = (None, Isolation::Sandbox);
+        let swap = Swap { plan, view, settings, config, serves, configured, isolation, halts };
         let inner = Arc::clone(self);
         self.runtime.spawn(async move {
             inner.carry_out(swap).await;
@@ -130,10 +132,8 @@ impl Inner {
             let details = json!({"swap": id, "runner": swap.plan.runner, "source": swap.view.borrow().source,
                 "stage": swap.view.borrow().stage, "code": code, "message": message, "remedy": remedy});
             self.event("swap_refused", details).await;
-            show(&swap.view, |seen| {
-                seen.stage = Stage::Refused;
-                seen.refusal = Some(refusal);
-            });
+            show(&swap.view, |seen| seen.refusal = Some(refusal));
+            enter(&swap.view, Stage::Refused, &*self.parts.clock);
         }
     }
 
@@ -177,31 +177,44 @@ impl Inner {
         swap: &mut Swap,
         recorded: &mut Recorded,
     ) -> Result<(), Refusal> {
-        let plugin = Arc::new(self.keep(swap).await?);
+        let halts = swap.halts.clone();
+        let plugin = Arc::new(halts.or(self.keep(swap)).await?);
         let (old, next) = self.record(swap, &plugin).await?;
         recorded.0 = Some(next);
+        let ready = halts.or(self.make_ready(swap, &plugin, next)).await?;
+        enter(&swap.view, Stage::Handover, &*self.parts.clock);
+        let (held, state) = self.hand_over(swap, &plugin, &ready).await?;
+        self.still_wanted(swap, &plugin).await?;
+        self.comes_to_its_flip(&swap.plan.runner)?;
+        enter(&swap.view, Stage::Flip, &*self.parts.clock);
+        self.flip(swap, (old, next), ready, state).await?;
+        drop(held);
+        Ok(())
+    }
+
+    /// Everything before the hand-over: nobody but the candidate notices any of it.
+    async fn make_ready(
+        &self,
+        swap: &Swap,
+        plugin: &Arc<PluginFile>,
+        next: i64,
+    ) -> Result<Arc<Generation>, Refusal> {
         let mut probed = false;
-        match self.try_out(swap, &plugin, next, Pace::Background, &mut probed).await {
+        match self.try_out(swap, plugin, next, Pace::Background, &mut probed).await {
             // On a machine without an idle moment that says nothing of the candidate.
             Err(late) if late.is_late() => {
                 let (runner, why) = (&swap.plan.runner, &late.message);
                 tracing::info!(runner, generation = plugin.sha256, why, "swap_tried_without_yielding");
-                self.try_out(swap, &plugin, next, Pace::Usual, &mut probed).await?;
+                self.try_out(swap, plugin, next, Pace::Usual, &mut probed).await?;
             }
             other => other?,
         }
-        show(&swap.view, |seen| seen.stage = Stage::Standby);
-        let ready = self.stand_by(swap, &plugin).await?;
+        enter(&swap.view, Stage::Standby, &*self.parts.clock);
+        let ready = self.stand_by(swap, plugin).await?;
         let details = swap.view.borrow().shadow.as_ref().map(|report| json!({"shadow": report}));
         let step = GenerationMove { details, ..GenerationMove::new(next, GenerationEvent::Ready, None) };
         self.parts.generations.move_generations(vec![step], self.parts.clock.now()).await?;
-        show(&swap.view, |seen| seen.stage = Stage::Handover);
-        let (held, state) = self.hand_over(swap, &plugin, &ready).await?;
-        self.still_wanted(swap, &plugin).await?;
-        show(&swap.view, |seen| seen.stage = Stage::Flip);
-        self.flip(swap, (old, next), ready, state).await?;
-        drop(held);
-        Ok(())
+        Ok(ready)
     }
 
     /// Reads the file, checks it as far as that goes without running it, and keeps it.
@@ -279,7 +292,7 @@ impl Inner {
             Pace::Usual => swap.settings.shadow_deadline,
             Pace::Background => (swap.settings.shadow_deadline / 4).min(BACKGROUND_MAX),
         };
-        show(&swap.view, |seen| seen.stage = Stage::Probe);
+        enter(&swap.view, Stage::Probe, &*self.parts.clock);
         let candidate = self.probe(swap, plugin, pace, limit).await?;
         if !*probed {
             self.moved(row, GenerationEvent::Probe).await?;
@@ -288,7 +301,7 @@ impl Inner {
         if swap.plan.back.is_some() {
             return Ok(());
         }
-        show(&swap.view, |seen| seen.stage = Stage::Shadow);
+        enter(&swap.view, Stage::Shadow, &*self.parts.clock);
         self.shadow(swap, candidate, limit).await
     }
 
@@ -378,10 +391,18 @@ impl Inner {
         // What takes time is done while cycles still begin.
         let (next, count) = (Arc::clone(ready), swap.serves.instances());
         let warm = on_thread("load", limit, &*self.parts.clock, move || next.warm(count));
-        warm.await?.map_err(|error| state_error("import_failed", &error))?;
-        let held = self.held(runner);
+        swap.halts.or(warm).await?.map_err(|error| state_error("import_failed", &error))?;
         let limit = swap.settings.drain_timeout;
-        if !self.parts.dispatch.runner_idle(runner, limit).await {
+        let why = format!(
+            "new cycles wait while swap {} hands the state over, once the running ones have ended; since {}, \
+             for {} s at most (swap.drain_timeout); `kairos plugin swap {runner} --abort` gives it up",
+            swap.view.borrow().id,
+            self.parts.clock.now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
+            limit.as_secs_f64()
+        );
+        let held = self.held(runner, why);
+        let idle = async { Ok(self.parts.dispatch.runner_idle(runner, limit).await) };
+        if !swap.halts.or(idle).await? {
             let message = format!("its cycles did not come to a boundary within {} s", limit.as_secs_f64());
             let remedy = "try again later, raise swap.drain_timeout, or begin without the state: --cold";
             return Err(Refusal::new("no_boundary", message).remedy(remedy));
@@ -418,9 +439,9 @@ impl Inner {
         if same && isolation == swap.isolation { Ok(()) } else { Err(came_between()) }
     }
 
-    /// Lets new cycles of a runner wait until the guard goes.
-    pub(super) fn held<'a>(&'a self, runner: &'a str) -> Held<'a> {
-        self.parts.runners.hold(runner, true);
+    /// Lets new cycles of a runner wait until the guard goes; `why` is for people.
+    pub(super) fn held<'a>(&'a self, runner: &'a str, why: String) -> Held<'a> {
+        self.parts.runners.hold(runner, Some(why));
         let held = Held { inner: self, runner };
         self.parts.dispatch.runners_changed();
         held
@@ -495,10 +516,10 @@ impl Inner {
         tracing::info!(runner, generation = to, from, swap = swap.view.borrow().id, "runner_swapped");
         let view = Arc::clone(&swap.view);
         if let Some(trial) = trial {
-            show(&view, |seen| seen.stage = Stage::Canary);
+            enter(&view, Stage::Canary, &*self.parts.clock);
             self.watch_trial(trial);
         } else {
-            show(&view, |seen| seen.stage = Stage::Drain);
+            enter(&view, Stage::Drain, &*self.parts.clock);
             let row = back.is_none().then_some(old);
             self.spawn_drain(runner.to_owned(), former, row, Some(view), &swap.settings);
         }

@@ -148,6 +148,24 @@ pub async fn replay(
     report
 }
 
+/// Ends a replayed cycle that nobody waits for any longer: it took too long, or the swap was given up.
+struct Playing<'a> {
+    candidate: &'a Generation,
+    host: &'a ShadowHost,
+    mandate: &'a str,
+    over: bool,
+}
+
+impl Drop for Playing<'_> {
+    fn drop(&mut self) {
+        if !self.over {
+            self.host.stop();
+            // A thread cannot be ended; its process can. Whatever it still asks is answered with a stop.
+            let _ = self.candidate.kill(self.mandate);
+        }
+    }
+}
+
 async fn one(
     candidate: &Arc<Generation>,
     cycle: &RecordedCycle,
@@ -157,6 +175,7 @@ async fn one(
     let deadline = clock.now() + TimeDelta::from_std(limit).unwrap_or(TimeDelta::MAX);
     let host = ShadowHost::new(cycle, deadline);
     let mut answer = candidate.start(cycle.mandate.clone(), Arc::clone(&host) as _);
+    let mut playing = Playing { candidate, host: &host, mandate: &cycle.mandate.id, over: false };
     let outcome = tokio::select! {
         biased;
         answer = &mut answer => Some(answer.unwrap_or_else(|_| {
@@ -164,11 +183,8 @@ async fn one(
         })),
         () = clock.sleep_until(clock.monotonic() + limit) => None,
     };
-    if outcome.is_none() {
-        host.stop();
-        // A thread cannot be ended; its process can. Whatever it still asks is answered with a stop.
-        let _ = candidate.kill(&cycle.mandate.id);
-    }
+    playing.over = outcome.is_some();
+    drop(playing);
     let (outcome, differences) = compare(cycle, outcome, &host.seen(), limit);
     CycleReport { mandate: cycle.mandate.id.clone(), cycle: cycle.mandate.cycle, outcome, differences }
 }

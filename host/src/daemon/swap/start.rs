@@ -50,8 +50,17 @@ pub fn barred(lives: &[GenerationRow]) -> BTreeMap<String, BTreeSet<String>> {
 }
 
 /// What a candidate can be refused for while it is tried, without anything being wrong with it.
-const SURROUNDINGS: [&str; 7] =
-    ["bad_grant", "io", "isolation_unavailable", "no_thread", "no_worker", "sandbox_unavailable", "store"];
+const SURROUNDINGS: [&str; 9] = [
+    "aborted",
+    "bad_grant",
+    "io",
+    "isolation_unavailable",
+    "no_thread",
+    "no_worker",
+    "sandbox_unavailable",
+    "stopping",
+    "store",
+];
 
 /// True when a version was refused for what it does itself: by a stage that tries it.
 pub(super) fn is_judgement(stage: &str, code: &str) -> bool {

@@ -12,7 +12,7 @@ use tokio::sync::{Notify, watch};
 
 use super::canary::{Counters, Counts, Decision};
 use super::view::{Refusal, Stage, SwapView};
-use super::{Inner, Settings, on_thread, show};
+use super::{Inner, Settings, enter, on_thread, show};
 use crate::daemon::dispatch::STOP_GRACE;
 use crate::daemon::dispatch::ports::{OnTrial, TrialCycle, Trials};
 use crate::domain::generation::GenerationEvent;
@@ -154,7 +154,11 @@ impl Inner {
         if !keeps {
             return self.end_trial_badly(trial, who, returns, (By::Hand, States::AsAtTheFlip)).await;
         }
-        let _held = self.held(&runner);
+        let why = format!(
+            "new cycles wait while the version on trial is taken back, for {} s at most",
+            STOP_GRACE.as_secs()
+        );
+        let _held = self.held(&runner, why);
         let idle = self.parts.dispatch.runner_idle(&runner, STOP_GRACE).await;
         let states = if idle { States::Back } else { States::AsAtTheFlip };
         if !idle {
@@ -204,6 +208,10 @@ impl Inner {
             Some(Err(_)) => return Ok(()),
             Some(Ok(())) => return Err(Refusal::new("conflict", "its trial has ended well already")),
         }
+        // A person asks again; what a version has failed at counts until the last cycle has ended.
+        if by == By::Hand && self.is_stopping() {
+            return Err(Refusal::stopping());
+        }
         let (runner, failed) = {
             let seen = trial.view.borrow();
             (seen.runner.clone(), seen.generation.clone().unwrap_or_default())
@@ -244,10 +252,8 @@ impl Inner {
             Err(error) => tracing::error!(runner, %error, "swap_rolled_back_without_a_flip"),
         }
         tracing::warn!(runner, generation = failed, why, "runner_rolled_back");
-        show(&trial.view, |seen| {
-            seen.stage = Stage::RolledBack;
-            seen.refusal = Some(Refusal::new("rolled_back", why));
-        });
+        show(&trial.view, |seen| seen.refusal = Some(Refusal::new("rolled_back", why)));
+        enter(&trial.view, Stage::RolledBack, &*self.parts.clock);
         trial.decided.notify_one();
         Ok(())
     }
@@ -326,11 +332,9 @@ impl Inner {
             self.table().trials.remove(&runner);
             self.freed.send_modify(|count| *count += 1);
             tracing::info!(runner, "runner_trial_ended_by_configuration");
-            show(&trial.view, |seen| {
-                seen.stage = Stage::RolledBack;
-                seen.refusal =
-                    Some(Refusal::new("conflict", "the configuration names another file for the runner now"));
-            });
+            let refusal = Refusal::new("conflict", "the configuration names another file for the runner now");
+            show(&trial.view, |seen| seen.refusal = Some(refusal));
+            enter(&trial.view, Stage::RolledBack, &*self.parts.clock);
             trial.decided.notify_one();
         }
     }
@@ -360,7 +364,8 @@ impl Inner {
 
     async fn end_trial_well(self: &Arc<Self>, trial: &Arc<Trial>) {
         let mut ended = trial.ended.lock().await;
-        if ended.is_some() {
+        // One that is open when the daemon stops is taken up by the next start.
+        if ended.is_some() || self.is_stopping() {
             return;
         }
         let (runner, generation) = {
@@ -379,7 +384,7 @@ impl Inner {
         self.table().trials.remove(&runner);
         self.freed.send_modify(|count| *count += 1);
         tracing::info!(runner, generation, "runner_passed_its_trial");
-        show(&trial.view, |seen| seen.stage = Stage::Drain);
+        enter(&trial.view, Stage::Drain, &*self.parts.clock);
         let (former, view) = (Arc::clone(&trial.former), Arc::clone(&trial.view));
         self.spawn_drain(runner, former, Some(old), Some(view), &trial.settings);
     }
@@ -399,6 +404,10 @@ impl Inner {
         let call = settings.shadow_deadline;
         self.runtime.spawn(async move {
             let reason = inner.drain(&former, limit, call).await;
+            if inner.is_stopping() {
+                // The next start finds it and says so.
+                return drop(tokio::task::spawn_blocking(move || drop(former)).await);
+            }
             if let Some(n) = row {
                 let step = GenerationMove::new(n, GenerationEvent::Drained, Some(reason.to_owned()));
                 let at = inner.parts.clock.now();
@@ -420,7 +429,7 @@ impl Inner {
                 )
                 .await;
             if let Some(view) = view {
-                show(&view, |seen| seen.stage = Stage::Done);
+                enter(&view, Stage::Done, &*inner.parts.clock);
             }
             // The instance goes, and with it a process of its own. Foreign code may run then.
             drop(tokio::task::spawn_blocking(move || drop(former)).await);

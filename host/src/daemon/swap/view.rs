@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::shadow::ShadowReport;
 use crate::runner::LoadError;
@@ -132,6 +132,8 @@ pub struct SwapView {
     pub from: Option<String>,
     /// Where it stands.
     pub stage: Stage,
+    /// Since when.
+    pub since: DateTime<Utc>,
     /// Counts up with every change of this view.
     pub step: u64,
     /// When it began.
@@ -159,6 +161,7 @@ impl SwapView {
             generation: None,
             from: None,
             stage: Stage::Keep,
+            since: at,
             step: 0,
             started_at: at,
             refusal: None,
@@ -166,5 +169,13 @@ impl SwapView {
             handover: None,
             canary: None,
         }
+    }
+
+    /// What a status says of it.
+    #[must_use]
+    pub fn in_short(&self) -> Value {
+        json!({"runner": self.runner, "id": self.id, "stage": self.stage, "since": self.since,
+            "started_at": self.started_at, "source": self.source, "generation": self.generation,
+            "version": self.version, "from": self.from, "canary": self.canary})
     }
 }
