@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::commands;
+use super::rehearsal::Tried;
 use crate::broker::tools::process::CommandSpec;
 use crate::broker::tools::process::ready::{self, Lack};
 use crate::config::commands::known;
@@ -59,10 +60,11 @@ fn lacks(spec: &CommandSpec, path: &str) -> Vec<Lack> {
     lacks
 }
 
-/// What keeps commands from starting, as problems of daemon.yml. A command that no runner rests on
-/// harms nobody: a warning.
+/// What keeps commands from starting, and grants that cannot be given, as problems of daemon.yml. A
+/// command that no runner rests on, or a grant that no plugin asks for, harms nobody: a warning. A
+/// grant for which a runner of `tried` would be refused is not told once more.
 #[must_use]
-pub fn problems(config: &DaemonConfig, paths: &Paths, env: &Env) -> Report {
+pub fn problems(config: &DaemonConfig, paths: &Paths, env: &Env, tried: &[Tried]) -> Report {
     let mut report = Report::default();
     let file: Arc<str> = paths.show(&paths.daemon_yml).into();
     let path = env.get("PATH").unwrap_or_default();
@@ -79,15 +81,21 @@ pub fn problems(config: &DaemonConfig, paths: &Paths, env: &Env) -> Report {
             });
         }
     }
-    for (name, runner) in &config.runners {
+    let refused = |name: &String| {
+        let code =
+            tried.iter().find(|tried| tried.runner == *name).and_then(|tried| tried.outcome.as_ref().err());
+        code.is_some_and(|error| error.code() == "bad_grant")
+    };
+    for (name, runner) in config.runners.iter().filter(|(name, _)| !refused(name)) {
         let Err(error) = commands::at_home(&runner.grants, env).below(&paths.root) else { continue };
         let key = format!("{}.grants", DaemonConfig::key_of(&["runners", name]));
         let bound = runner.isolation == Some(Isolation::Sandbox);
         report.push(Problem {
             level: if bound { Level::Error } else { Level::Warning },
-            line: config.line_of(&format!("{key}.read")).unwrap_or_default(),
+            line: config.line_of(&key).unwrap_or_default(),
             column: 1,
             key,
+            code: Some("bad_grant"),
             ..Problem::of_file(&file, error.to_string(), "make it, or grant another one")
         });
     }
@@ -141,13 +149,14 @@ mod tests {
                     b: {plugin: b, isolation: sandbox, grants: {read: [/no/such/place]}}\n\
                     commands:\n  c: {argv: [kairos-test-agent]}\n";
         let (config, _) = DaemonConfig::parse(text.as_bytes(), "f", &[], &Zones::bundled()).unwrap();
-        let said = |env: &Env| problems(&config, &paths, env).to_string();
+        let said = |env: &Env| problems(&config, &paths, env, &[]).to_string();
         assert!(said(&env).contains("install it"), "it cannot be executed: {}", said(&env));
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
         let hint = format!("there is {}: write that in `argv`", program.display());
         assert!(said(&env).contains(&hint), "{}", said(&env));
         assert!(
-            said(&env).contains("daemon.yml:4:1: runners.b.grants: the granted path /no/such/place"),
+            said(&env)
+                .contains("daemon.yml:4:1: runners.b.grants: bad_grant: the granted path /no/such/place"),
             "{}",
             said(&env)
         );

@@ -11,6 +11,7 @@ mod office;
 mod once;
 pub mod plugins;
 mod providers;
+pub mod rehearsal;
 mod reload;
 pub mod settings;
 mod slots;

@@ -3,9 +3,12 @@
 
 use std::path::{Path, PathBuf};
 
+use tempfile::TempDir;
+
 use crate::config::{Env, Paths};
 use crate::runner::trust::TrustPolicy;
 use crate::runner::{Launcher, PluginStore, SearchPath, WorkerFactory};
+use crate::sys::files;
 
 /// Data directories of the system, where the environment names none.
 const DATA_DIRS: &str = "/usr/local/share:/usr/share";
@@ -44,6 +47,18 @@ pub fn store(paths: &Paths) -> PluginStore {
 /// The system's.
 pub fn workers() -> std::io::Result<WorkerFactory> {
     WorkerFactory::new(WORKER_PROGRAM)
+}
+
+/// A place for the copies of a look at plugins, gone with what this gives: in the system's temporary
+/// directory, or in `.kairos` where nothing can be mapped from there.
+///
+/// # Errors
+/// The system's.
+pub fn trial_dir(paths: Option<&Paths>) -> std::io::Result<TempDir> {
+    match paths {
+        Some(paths) if files::forbids_execution(&std::env::temp_dir()) => TempDir::new_in(&paths.dot),
+        _ => TempDir::new(),
+    }
 }
 
 /// A launcher for a look at a plugin, with a root or without: its copies go to `dir`.

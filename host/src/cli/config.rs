@@ -1,5 +1,5 @@
-//! `kairos config`: what is wrong with the configuration, and what it amounts to. Reads files only,
-//! so it works whether or not the daemon runs.
+//! `kairos config`: what is wrong with the configuration, and what it amounts to. It asks no daemon and
+//! changes nothing, so it works whether or not one runs.
 
 use chrono::{DateTime, Utc};
 use clap::Subcommand;
@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 
 use super::output::{Style, emit, say};
 use crate::boot::fitness;
+use crate::boot::rehearsal::{self, Tried};
 use crate::config::reader::{Effective, Origin};
+use crate::config::report::{Level, Problem};
 use crate::config::schedules::Around;
 use crate::config::{DaemonConfig, Env, Paths, Report, SchedulesFile, load};
 use crate::exit::{Failure, code};
@@ -16,7 +18,8 @@ use crate::sys::zones::Zones;
 /// Look at the configuration.
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub enum ConfigCommand {
-    /// Report every problem of daemon.yml and schedules.yml; exit 2 if there is an error
+    /// Report every problem of daemon.yml and schedules.yml, and each runner that would not serve;
+    /// exit 2 if there is an error
     Check,
     /// Show every value that counts and where it comes from; secrets are left out
     Dump,
@@ -40,7 +43,7 @@ pub struct World<'w> {
 /// A failure with exit 2 when the configuration has errors.
 pub fn run(command: ConfigCommand, world: &World<'_>, style: Style) -> anyhow::Result<()> {
     match command {
-        ConfigCommand::Check => check(world, style),
+        ConfigCommand::Check => check(world, &|daemon| rehearsal::of(daemon, world.paths, world.env), style),
         ConfigCommand::Dump => dump(world, style),
     }
 }
@@ -71,10 +74,37 @@ pub fn check_all(world: &World<'_>) -> Checked {
     Checked { daemon, schedules, report }
 }
 
-fn check(world: &World<'_>, style: Style) -> anyhow::Result<()> {
+/// Every runner of a good configuration, tried as a start would load it.
+pub type Rehearse<'r> = &'r dyn Fn(&DaemonConfig) -> std::io::Result<Vec<Tried>>;
+
+/// What would not serve, as of now, beyond what the files say: runners, commands, grants.
+#[must_use]
+pub fn beyond(world: &World<'_>, checked: &Checked, rehearse: Rehearse<'_>) -> (Vec<Tried>, Report) {
+    let mut report = Report::default();
+    let Some(daemon) = &checked.daemon else { return (Vec::new(), report) };
+    let tried = rehearse(daemon).unwrap_or_else(|error| {
+        let file = world.paths.show(&world.paths.daemon_yml).into();
+        report.push(Problem {
+            level: Level::Warning,
+            key: "runners".to_owned(),
+            ..Problem::of_file(
+                &file,
+                format!("could not be tried: {error}"),
+                "make room, or see to what it says",
+            )
+        });
+        Vec::new()
+    });
+    report.extend(rehearsal::problems(&tried, daemon, world.paths));
+    (tried, report)
+}
+
+fn check(world: &World<'_>, rehearse: Rehearse<'_>, style: Style) -> anyhow::Result<()> {
     let mut checked = check_all(world);
+    let (tried, found) = beyond(world, &checked, rehearse);
+    checked.report.extend(found);
     if let Some(daemon) = &checked.daemon {
-        checked.report.extend(fitness::problems(daemon, world.paths, world.env));
+        checked.report.extend(fitness::problems(daemon, world.paths, world.env, &tried));
         checked.report.extend(fitness::schedule_problems(daemon, &checked.schedules, world.paths));
     }
     let report = &checked.report;
@@ -141,8 +171,15 @@ fn origin(known: &Effective, file: &str) -> String {
 mod tests {
     use super::*;
     use crate::exit::classify;
+    use crate::runner::{Launcher, PluginStore, SearchPath};
 
     const JSON: Style = Style { json: true, rich: false };
+
+    /// Tries no runner.
+    #[expect(clippy::unnecessary_wraps, reason = "as whoever tries them")]
+    fn nobody(_: &DaemonConfig) -> std::io::Result<Vec<Tried>> {
+        Ok(Vec::new())
+    }
 
     fn in_root(daemon: &str, schedules: &str, test: impl FnOnce(&World<'_>)) {
         let dir = tempfile::tempdir().unwrap();
@@ -160,14 +197,42 @@ mod tests {
         let schedules =
             "schedules: [{name: a, cron: '0 25 * * *'}, {name: b, cron: '0 1 * * *', runner: quik}]";
         in_root("tick_intervall: 1\nrunners: {quick: {}}", schedules, |world| {
-            let error = run(ConfigCommand::Check, world, JSON).unwrap_err();
+            let error = check(world, &nobody, JSON).unwrap_err();
             assert_eq!(classify(&error).exit, code::USAGE);
             let checked = check_all(world);
             assert_eq!((checked.report.errors(), checked.schedules.schedules.len()), (2, 1));
         });
         in_root("runners: {quick: {}}", "schedules: [{name: b, cron: '0 1 * * *', runner: quik}]", |world| {
             assert_eq!(check_all(world).report.warnings(), 1);
-            run(ConfigCommand::Check, world, JSON).unwrap();
+            check(world, &nobody, JSON).unwrap();
+        });
+    }
+
+    #[test]
+    fn a_runner_that_would_not_serve_is_an_error_at_the_line_to_change_and_one_that_was_not_tried_a_warning()
+    {
+        in_root("runners:\n  quick:\n    plugin: ./gone.so\n", "", |world| {
+            let search = SearchPath::new(&world.paths.root, None, None);
+            let launcher = Launcher::in_process(search, PluginStore::new(&world.paths.plugin_store));
+            let tried = |daemon: &DaemonConfig| Ok(rehearsal::with(&launcher, daemon, world.env));
+            let report = beyond(world, &check_all(world), &tried).1;
+            let of = |key: &str| report.problems.iter().find(|problem| problem.key == key).unwrap();
+            assert_eq!((report.errors(), report.problems.len()), (1, 1), "{report}");
+            let quick = of("runners.quick.plugin");
+            assert_eq!(
+                (quick.line, quick.code, quick.level),
+                (3, Some("not_found"), Level::Error),
+                "{quick}"
+            );
+            assert!(
+                quick
+                    .to_string()
+                    .starts_with(".kairos/config/daemon.yml:3:1: runners.quick.plugin: not_found: ")
+            );
+            assert_eq!(classify(&check(world, &tried, JSON).unwrap_err()).exit, code::USAGE);
+            let full = |_: &DaemonConfig| Err(std::io::Error::from(std::io::ErrorKind::StorageFull));
+            let report = beyond(world, &check_all(world), &full).1;
+            assert_eq!((report.errors(), report.warnings()), (0, 1), "{report}");
         });
     }
 

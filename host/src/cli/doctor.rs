@@ -7,13 +7,14 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::json;
 
-use super::config::{Checked, World, check_all};
+use super::config::{Checked, Rehearse, World, beyond, check_all};
 use super::output::{Style, emit};
 use crate::boot::fitness;
+use crate::boot::rehearsal::{self, Tried};
 use crate::config::paths::SOCKET_PATH_MAX;
-use crate::config::{self, Problem};
+use crate::config::{self, Problem, Report};
 use crate::exit::{Failure, code};
-use crate::runner::SearchPath;
+use crate::runner::Rehearsed;
 use crate::runner::trust::list::TrustList;
 use crate::store::SqliteStore;
 use crate::sys::files;
@@ -63,8 +64,8 @@ fn bad(name: &'static str, verdict: Verdict, message: impl Into<String>, remedy:
 ///
 /// # Errors
 /// Exit 1 when a check failed.
-pub fn run(world: &World<'_>, search: &SearchPath, style: Style) -> anyhow::Result<()> {
-    let mut checks = checks(world, search);
+pub fn run(world: &World<'_>, style: Style) -> anyhow::Result<()> {
+    let mut checks = checks(world, &|daemon| rehearsal::of(daemon, world.paths, world.env));
     // By this very program; the checks above also run where it is another.
     checks.push(sandbox(sandbox::probe(Path::new("/proc/self/exe")), &check_all(world)));
     let failed = checks.iter().filter(|check| check.verdict == Verdict::Fail).count();
@@ -89,15 +90,16 @@ pub fn run(world: &World<'_>, search: &SearchPath, style: Style) -> anyhow::Resu
 
 /// All checks, in the order of their weight.
 #[must_use]
-pub fn checks(world: &World<'_>, search: &SearchPath) -> Vec<Check> {
+pub fn checks(world: &World<'_>, rehearse: Rehearse<'_>) -> Vec<Check> {
     let mut found = vec![root(world), file_system(world), space(world)];
     found.extend(writable(world));
     found.extend(private(world));
     let checked = check_all(world);
     found.push(daemon_yml(&checked));
     found.push(schedules_yml(&checked));
-    found.extend(plugins(&checked, search));
-    found.extend(commands(&checked, world));
+    let (tried, report) = beyond(world, &checked, rehearse);
+    found.extend(runners(&tried, report));
+    found.extend(commands(&checked, world, &tried));
     found.push(trust(world));
     found.push(ok("zones", format!("time zone data {}", world.zones.data())));
     found.push(store(world));
@@ -226,36 +228,34 @@ fn schedules_yml(checked: &Checked) -> Check {
     }
 }
 
-fn plugins(checked: &Checked, search: &SearchPath) -> Vec<Check> {
-    let Some(daemon) = &checked.daemon else { return Vec::new() };
-    let one = |(name, runner): (&String, &crate::config::RunnerConfig)| {
-        let error = match search.find(&runner.plugin) {
-            Ok(file) => return ok("plugin", format!("runner `{name}` is {}", file.display())),
-            Err(error) => error,
-        };
-        let message = format!("runner `{name}` needs the plugin {}, which is not there", runner.plugin);
-        // A runner that nothing uses harms nobody.
-        let used = *name == daemon.default_runner
-            || checked.schedules.schedules.iter().any(|spec| spec.policy.runner.as_deref() == Some(name));
-        let verdict = if used { Verdict::Fail } else { Verdict::Warn };
-        bad("plugin", verdict, message, error.remedy())
-    };
-    daemon.runners.iter().map(one).collect()
+/// The runners, tried as a start would load them.
+fn runners(tried: &[Tried], report: Report) -> Vec<Check> {
+    let mut found: Vec<Check> =
+        report.problems.into_iter().map(|problem| of_problem("runner", problem)).collect();
+    for Tried { runner, outcome } in tried {
+        if let Ok((file, Rehearsed { isolation, sandbox, unwell: None })) = outcome {
+            let level = sandbox.as_ref().map(|reached| format!(" ({})", reached.level)).unwrap_or_default();
+            let message = format!("`{runner}` is {}, as {isolation}{level}", file.display());
+            found.push(ok("runner", message));
+        }
+    }
+    found
 }
 
-fn commands(checked: &Checked, world: &World<'_>) -> Vec<Check> {
+fn of_problem(name: &'static str, problem: Problem) -> Check {
+    let verdict = if problem.level == config::Level::Error { Verdict::Fail } else { Verdict::Warn };
+    let message = Problem { remedy: String::new(), ..problem.clone() }.to_string();
+    bad(name, verdict, message, problem.remedy)
+}
+
+fn commands(checked: &Checked, world: &World<'_>, tried: &[Tried]) -> Vec<Check> {
     let Some(daemon) = &checked.daemon else { return Vec::new() };
-    let mut found = fitness::problems(daemon, world.paths, world.env);
+    let mut found = fitness::problems(daemon, world.paths, world.env, tried);
     found.extend(fitness::schedule_problems(daemon, &checked.schedules, world.paths));
     if found.problems.is_empty() && !daemon.commands.is_empty() {
         return vec![ok("commands", format!("all {} can start", daemon.commands.len()))];
     }
-    let check = |problem: Problem| {
-        let verdict = if problem.level == config::Level::Error { Verdict::Fail } else { Verdict::Warn };
-        let message = Problem { remedy: String::new(), ..problem.clone() }.to_string();
-        bad("commands", verdict, message, problem.remedy)
-    };
-    found.take().into_iter().map(check).collect()
+    found.take().into_iter().map(|problem| of_problem("commands", problem)).collect()
 }
 
 fn trust(world: &World<'_>) -> Check {
@@ -337,6 +337,7 @@ mod tests {
     use super::*;
     use crate::cli::init;
     use crate::config::{Env, Paths};
+    use crate::runner::{Isolation, Launcher, PluginStore, SearchPath};
     use crate::sys::zones::Zones;
     use std::os::unix::fs::PermissionsExt as _;
 
@@ -344,7 +345,10 @@ mod tests {
         let (env, zones) = (Env::default(), Zones::bundled());
         let now = chrono::DateTime::from_timestamp(1_795_000_000, 0).unwrap();
         let search = SearchPath::new(&paths.root, None, None);
-        checks(&World { paths, env: &env, zones: &zones, now }, &search)
+        let launcher = Launcher::in_process(search, PluginStore::new(&paths.plugin_store));
+        checks(&World { paths, env: &env, zones: &zones, now }, &|daemon| {
+            Ok(rehearsal::with(&launcher, daemon, &env))
+        })
     }
 
     fn failed(checks: &[Check]) -> Vec<&'static str> {
@@ -356,12 +360,20 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let paths = Paths::new(dir.path());
         init::create(&paths).unwrap();
-        assert_eq!(failed(&look(&paths)), ["plugin"], "the default runner's plugin is not there");
-        std::fs::create_dir_all(&paths.plugins).unwrap();
-        for file in ["libstub.so", "libcognitive_loop.so"] {
-            std::fs::write(paths.plugins.join(file), "").unwrap();
-        }
-        let checks = look(&paths);
+        // The stub and the default runner.
+        assert_eq!(failed(&look(&paths)), ["runner", "runner"], "their plugins are not there");
+        let (env, zones) = (Env::default(), Zones::bundled());
+        let now = chrono::DateTime::from_timestamp(1_795_000_000, 0).unwrap();
+        let served = |daemon: &config::DaemonConfig| {
+            let rehearsed = Rehearsed { isolation: Isolation::Process, sandbox: None, unwell: None };
+            let outcome = || Ok((paths.root.join("lib.so"), rehearsed.clone()));
+            Ok(daemon
+                .runners
+                .keys()
+                .map(|runner| Tried { runner: runner.clone(), outcome: outcome() })
+                .collect())
+        };
+        let checks = checks(&World { paths: &paths, env: &env, zones: &zones, now }, &served);
         assert_eq!(failed(&checks), [] as [&str; 0], "{checks:#?}");
         assert!(checks.iter().any(|check| check.name == "zones" && check.message.contains("20")));
     }

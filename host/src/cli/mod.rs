@@ -185,9 +185,7 @@ fn dispatch(command: Command, context: &Context) -> anyhow::Result<u8> {
             cron::run(command, context.style.json, &*context.clock, &mut std::io::stdout().lock())?
         }
         Command::Config(command) => with_world(context, |world| config::run(command, world, context.style))?,
-        Command::Doctor => with_world(context, |world| {
-            doctor::run(world, &crate::boot::plugins::search(world.paths, world.env), context.style)
-        })?,
+        Command::Doctor => with_world(context, |world| doctor::run(world, context.style))?,
         Command::Wal(command) => wal::run(command, context)?,
         Command::Backup(args) => maintenance::backup(&args, context)?,
         Command::Restore(args) => maintenance::restore(&args, context)?,

@@ -280,17 +280,31 @@ impl DaemonConfig {
         path.iter().fold(String::new(), |path, name| join(&path, name))
     }
 
-    /// The line of the file that a key, or else the nearest one around it, stands on.
+    /// The line of the file that a key stands on, or what is in it, or else the nearest one around it.
     #[must_use]
     pub fn line_of(&self, key: &str) -> Option<u32> {
+        let on_line = |known: &Effective| match known.origin {
+            Origin::Line(line) => Some(line),
+            _ => None,
+        };
+        let within = self.effective.iter().filter(|known| below(&known.key, key));
+        if let Some(line) = within.filter_map(on_line).min() {
+            return Some(line);
+        }
         let mut key = key;
         loop {
-            let known = self.effective.iter().find(|known| known.key == key);
-            if let Some(Origin::Line(line)) = known.map(|known| &known.origin) {
-                return Some(*line);
-            }
             key = key.rsplit_once('.')?.0;
+            if let Some(line) = self.effective.iter().find(|known| known.key == key).and_then(on_line) {
+                return Some(line);
+            }
         }
+    }
+
+    /// True when the file has this key, or one below it.
+    #[must_use]
+    pub fn says(&self, key: &str) -> bool {
+        let is_said = |known: &Effective| matches!(known.origin, Origin::Line(_));
+        self.effective.iter().any(|known| is_said(known) && below(&known.key, key))
     }
 
     /// Where the pid file goes below `root`.
@@ -394,6 +408,11 @@ fn read_attach(top: &mut MapReader<'_>, ctx: &mut Context<'_>) -> AttachConfig {
     let port = map.count("port", ctx, 9847, 0..=u64::from(u16::MAX));
     map.finish(ctx);
     AttachConfig { host, port: u16::try_from(port).expect("the range of the key is that of a port") }
+}
+
+/// True for a key and all that is in it.
+fn below(known: &str, key: &str) -> bool {
+    known.strip_prefix(key).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 fn read_runners(

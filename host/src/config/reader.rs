@@ -118,6 +118,7 @@ impl Context<'_> {
             column: span.start.column,
             key: key.to_owned(),
             schedule: self.schedule.clone(),
+            code: None,
             message,
             remedy,
         });

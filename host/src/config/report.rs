@@ -36,6 +36,9 @@ pub struct Problem {
     /// The schedule it belongs to.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "maybe_shared")]
     pub schedule: Option<Arc<str>>,
+    /// The stable word for it, where there is one: those of `plugin check`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<&'static str>,
     /// What is wrong.
     pub message: String,
     /// What to do about it.
@@ -61,6 +64,7 @@ impl Problem {
             column: 0,
             key: String::new(),
             schedule: None,
+            code: None,
             message: message.into(),
             remedy: remedy.into(),
         }
@@ -83,7 +87,10 @@ impl fmt::Display for Problem {
         if !self.key.is_empty() {
             write!(f, "{}: ", self.key)?;
         }
-        f.write_str(&self.message)?;
+        if let Some(code) = self.code {
+            write!(f, "{code}: ")?;
+        }
+        f.write_str(&self.message.replace('\n', "\n    "))?;
         if !self.remedy.is_empty() {
             write!(f, "\n    -> {}", self.remedy)?;
         }

@@ -98,6 +98,24 @@ pub enum Pace {
     Background,
 }
 
+/// What a start of a runner would come to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rehearsed {
+    /// Where it would run.
+    pub isolation: Isolation,
+    /// How far it would be confined.
+    pub sandbox: Option<Reached>,
+    /// It would serve all the same, but says itself that it cannot work.
+    pub unwell: Option<LoadError>,
+}
+
+fn probe(backend: &dyn RunnerBackend) -> Result<(), LoadError> {
+    backend.probe().map_err(|error| match error {
+        RunnerError::Died(death) => LoadError::Crashed(death.to_string()),
+        other => LoadError::ProbeFailed(other.to_string()),
+    })
+}
+
 /// Trials that are remembered.
 const TRIED_MAX: usize = 256;
 
@@ -210,6 +228,39 @@ impl Launcher {
         config: &RunnerConfig,
         plugin: &PluginFile,
     ) -> Result<Arc<dyn RunnerBackend>, LoadError> {
+        let (path, isolation) = self.admit(config, plugin)?;
+        if isolation != Isolation::InProcess {
+            return self.launch_worker(config, plugin, isolation);
+        }
+        if self.workers.is_some() && !self.was_tried(config, plugin) {
+            self.try_out(config, plugin)?;
+        }
+        let home = Arc::new(Home::new(&config.name));
+        map(&path, &plugin.sha256, &plugin.manifest, &setup(config), home).map(Arc::from)
+    }
+
+    /// All that [`Self::launch`] does, but for mapping the file into this process: what became of it
+    /// is gone again when this returns.
+    ///
+    /// # Errors
+    /// As for [`Self::launch`].
+    pub fn rehearse(&self, config: &RunnerConfig, plugin: &PluginFile) -> Result<Rehearsed, LoadError> {
+        let (_, isolation) = self.admit(config, plugin)?;
+        let (worker, unwell) = match isolation {
+            Isolation::InProcess if self.workers.is_none() => (None, None),
+            Isolation::InProcess => (Some(self.tried(config, plugin, Pace::Usual)?), None),
+            _ => {
+                let worker = self.launch_worker(config, plugin, isolation)?;
+                let unwell = probe(&*worker).err();
+                (Some(worker), unwell)
+            }
+        };
+        let sandbox = worker.filter(|_| isolation == Isolation::Sandbox).and_then(|worker| worker.sandbox());
+        Ok(Rehearsed { isolation, sandbox, unwell })
+    }
+
+    /// What comes before a backend is started: the file may run here, and is kept.
+    fn admit(&self, config: &RunnerConfig, plugin: &PluginFile) -> Result<(PathBuf, Isolation), LoadError> {
         library::check_version(&plugin.manifest)?;
         let isolation = self.isolation_for(config, plugin)?;
         if isolation == Isolation::InProcess {
@@ -220,14 +271,7 @@ impl Launcher {
         if let Some(policy) = &self.trust {
             self.store.vouch(&plugin.sha256, &policy.credentials(plugin))?;
         }
-        if isolation != Isolation::InProcess {
-            return self.launch_worker(config, plugin, isolation);
-        }
-        if self.workers.is_some() && !self.was_tried(config, plugin) {
-            self.try_out(config, plugin)?;
-        }
-        let home = Arc::new(Home::new(&config.name));
-        map(&path, &plugin.sha256, &plugin.manifest, &setup(config), home).map(Arc::from)
+        Ok((path, isolation))
     }
 
     /// Where a file is tried: as far apart from everything as this build can.
@@ -289,10 +333,7 @@ impl Launcher {
         pace: Pace,
     ) -> Result<Arc<dyn RunnerBackend>, LoadError> {
         let worker = self.launch_for_trial(config, plugin, pace)?;
-        worker.probe().map_err(|error| match error {
-            RunnerError::Died(death) => LoadError::Crashed(death.to_string()),
-            other => LoadError::ProbeFailed(other.to_string()),
-        })?;
+        probe(&*worker)?;
         let mut tried = self.tried.lock().unwrap_or_else(PoisonError::into_inner);
         if tried.len() >= TRIED_MAX {
             // What is forgotten is tried once more.

@@ -45,7 +45,7 @@ pub use c_abi::CAbi;
 pub use check::{CheckError, CheckReport, check};
 pub use death::Death;
 pub use generation::Generation;
-pub use launch::{Isolation, Launcher, Pace, RunnerConfig, map};
+pub use launch::{Isolation, Launcher, Pace, Rehearsed, RunnerConfig, map};
 pub use load_error::LoadError;
 pub use manifest::PluginFile;
 pub use plugin_store::PluginStore;

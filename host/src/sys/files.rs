@@ -320,6 +320,14 @@ pub fn free_bytes(path: &Path) -> Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
+/// True when nothing on the file system of `path` can be run or mapped as code; false also where that
+/// cannot be told.
+#[must_use]
+pub fn forbids_execution(path: &Path) -> bool {
+    let stat = rustix::fs::statvfs(path);
+    stat.is_ok_and(|stat| stat.f_flag.contains(rustix::fs::StatVfsMountFlags::NOEXEC))
+}
+
 fn first_free(path: &Path, word: &str, mut make: impl FnMut(&Path) -> io::Result<()>) -> Result<PathBuf> {
     for n in 1_u32.. {
         let mut name: OsString = path.file_name().unwrap_or(OsStr::new("file")).to_owned();

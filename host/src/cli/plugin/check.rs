@@ -27,8 +27,9 @@ pub struct CheckArgs {
 pub async fn run(args: CheckArgs, context: &Context) -> anyhow::Result<()> {
     let report = match super::find(&args.file, context) {
         Ok(path) => {
-            let dir = tempfile::tempdir()?;
-            let launcher = plugins::trial(context.paths().ok().as_ref(), &context.env, dir.path())?;
+            let paths = context.paths().ok();
+            let dir = plugins::trial_dir(paths.as_ref())?;
+            let launcher = plugins::trial(paths.as_ref(), &context.env, dir.path())?;
             tokio::task::spawn_blocking(move || check(&path, &launcher)).await?
         }
         Err(error) => CheckReport::from(error),
