@@ -242,3 +242,39 @@ fn the_limits_of_the_daemon_hold_here_too() {
     assert_eq!(ctx.state_put("k", &"x".repeat(300 << 10)).unwrap_err().code, code::INVALID);
     assert_eq!(ctx.random(1025).unwrap_err().code, code::INVALID);
 }
+
+#[test]
+fn what_tools_and_failed_calls_cost_is_metered_and_not_again_in_replay() {
+    use kairos_plugin_api::ToolReply;
+    let cost = |tokens| Usage { llm_calls: 1, input_tokens: tokens, cost_nano_usd: 5, ..Usage::ZERO };
+    let reply = ToolReply { ok: true, output: json!("text") };
+    let failure = CallError { detail: json!({"usage": cost(3)}), ..CallError::failed("overloaded") };
+    let host = FakeHost::new().tool_metered("fs.read", reply, cost(40)).llm_reply(Err(failure));
+    let mandate = Mandate::new("m", "g");
+    let host = host.cancel_at("now", 1);
+    assert_eq!(host.run(&worker(json!({})), &mandate).unwrap_err().code, code::STOPPED);
+    assert_eq!(host.run(&worker(json!({})), &mandate).unwrap_err().code, code::FAILED);
+    assert_eq!(host.steps()[0].answer.as_ref().unwrap()["usage"]["input_tokens"], 40);
+    assert_eq!(host.metered(), cost(40).plus(cost(3)));
+}
+
+#[test]
+fn the_time_of_a_cycle_is_over_at_the_chosen_call_and_the_next_attempt_has_its_own() {
+    let mandate = Mandate::new("m", "g");
+    let later = "2026-01-01T01:00:00Z".parse().unwrap();
+    for set in [None, Some(later)] {
+        for (call, steps) in [(method::LLM, 3), ("phase", 0), ("now", 3)] {
+            let mut host = script().deadline_at(call, 1);
+            if let Some(deadline) = set {
+                host = host.deadline(deadline);
+            }
+            let ended = host.run(&worker(json!({})), &mandate).unwrap_err();
+            assert_eq!((ended.code.as_str(), host.metered()), (code::DEADLINE, Usage::ZERO), "{call}");
+            assert_eq!((host.steps().len(), host.context().should_stop()), (steps, true), "{call}");
+            // Afresh: the tool that answered then is asked again.
+            let host = host.tool_with("fs.read", |_| Ok(kairos_plugin_api::ToolReply::default()));
+            host.run(&worker(json!({})), &host.next(&mandate)).unwrap();
+            assert_eq!(kairos_plugin_api::context::HostCalls::deadline(&host), set, "{call}");
+        }
+    }
+}

@@ -26,6 +26,8 @@ enum What {
     Takes(Duration),
     /// While it is under way, the cycle is asked to end.
     Cancel,
+    /// While it is under way, the cycle's time is over.
+    Deadline,
     /// The attempt is cut just before it.
     Crash,
 }
@@ -63,6 +65,14 @@ impl FakeHost {
     #[must_use]
     pub fn takes(self, call: &str, nth: usize, time: Duration) -> Self {
         self.fault(call, nth, What::Takes(time))
+    }
+
+    /// The cycle's time is over while this call is under way, wherever the clock and the deadline stand:
+    /// an effect is answered `deadline`, any other call as always, and `should_stop` is true from then
+    /// on. The next attempt has its time again.
+    #[must_use]
+    pub fn deadline_at(self, call: &str, nth: usize) -> Self {
+        self.fault(call, nth, What::Deadline)
     }
 
     /// The attempt is cut just before this call, as a crash would: its outcome is lost, and the next
@@ -110,6 +120,10 @@ impl World {
                 }
                 What::Takes(time) => self.now += time,
                 What::Cancel => self.stopping = true,
+                What::Deadline => {
+                    let set = self.deadline.replace(self.now);
+                    self.cut_short.get_or_insert(set);
+                }
                 What::Crash => {
                     // The call did not happen.
                     names.iter().for_each(|name| *self.asked.entry(name.clone()).or_default() -= 1);

@@ -117,7 +117,8 @@ impl FakeHost {
         }))
     }
 
-    /// The next LLM call is answered so.
+    /// The next LLM call is answered so. What a failed one cost stands in its error's detail, as by the
+    /// daemon: `{"usage": ..}`.
     #[must_use]
     pub fn llm_reply(self, reply: Result<LlmReply, CallError>) -> Self {
         self.lock().llm.push_back(reply);
@@ -143,7 +144,18 @@ impl FakeHost {
     /// The next call of tool `name` is answered so.
     #[must_use]
     pub fn tool_answer(self, name: &str, answer: Result<ToolReply, CallError>) -> Self {
-        self.lock().tools.entry(name.to_owned()).or_default().push_back(answer);
+        self.tool_costing(name, answer, Usage::ZERO)
+    }
+
+    /// The next call of tool `name` is answered so, and the host meters this for it, as for a program
+    /// that it ran: the reply carries it beside `output`, as `usage`.
+    #[must_use]
+    pub fn tool_metered(self, name: &str, reply: ToolReply, usage: Usage) -> Self {
+        self.tool_costing(name, Ok(reply), usage)
+    }
+
+    fn tool_costing(self, name: &str, answer: Result<ToolReply, CallError>, usage: Usage) -> Self {
+        self.lock().tools.entry(name.to_owned()).or_default().push_back((answer, usage));
         self
     }
 
@@ -177,7 +189,10 @@ impl FakeHost {
     /// When the cycle's time is over. The host answers `deadline` from then on.
     #[must_use]
     pub fn deadline(self, deadline: DateTime<Utc>) -> Self {
-        self.lock().deadline = Some(deadline);
+        let mut world = self.lock();
+        world.deadline = Some(deadline);
+        world.cut_short = None;
+        drop(world);
         self
     }
 

@@ -30,10 +30,12 @@ const RANDOM_MAX: u64 = 1024;
 pub(super) struct World {
     pub now: DateTime<Utc>,
     pub deadline: Option<DateTime<Utc>>,
+    /// The deadline as it was set, in an attempt whose time the script ended.
+    pub cut_short: Option<Option<DateTime<Utc>>>,
     pub stopping: bool,
     pub llm: VecDeque<Result<LlmReply, CallError>>,
     pub llm_with: Option<LlmAnswers>,
-    pub tools: HashMap<String, VecDeque<Result<ToolReply, CallError>>>,
+    pub tools: HashMap<String, VecDeque<(Result<ToolReply, CallError>, Usage)>>,
     pub tools_with: HashMap<String, ToolAnswers>,
     pub decisions: VecDeque<Value>,
     pub faults: Vec<Fault>,
@@ -80,6 +82,7 @@ impl World {
         Self {
             now: DateTime::from_timestamp(1_767_225_600, 0).expect("a valid time"),
             deadline: None,
+            cut_short: None,
             stopping: false,
             llm: VecDeque::new(),
             llm_with: None,
@@ -123,6 +126,9 @@ impl World {
         self.saw_stop = false;
         self.ending = None;
         self.was_cut = false;
+        if let Some(set) = self.cut_short.take() {
+            self.deadline = set;
+        }
         self.puts.clear();
         self.put_bytes = 0;
         self.phases.clear();
@@ -337,6 +343,9 @@ impl FakeHost {
         let answer = self.execute(method, request);
         let mut world = self.lock();
         world.busy = false;
+        if is_effect(method) {
+            world.meter(cost_of(&answer));
+        }
         world.keep(method, request.clone(), &answer);
         answer
     }
@@ -344,7 +353,7 @@ impl FakeHost {
     fn execute(&self, method: &str, request: &Value) -> Result<Value, CallError> {
         match method {
             method::LLM => to_value(&self.ask_model(&parse(request)?)?),
-            method::TOOL => to_value(&self.run_tool(&parse(request)?)?),
+            method::TOOL => self.run_tool(&parse(request)?),
             method::PROPOSE => {
                 let decision = self.lock().decisions.pop_front();
                 let without = "there are no approvals here; script a `decision` to be a host that has them";
@@ -362,26 +371,26 @@ impl FakeHost {
 
     fn ask_model(&self, request: &LlmRequest) -> Result<LlmReply, CallError> {
         let scripted = self.lock().llm.pop_front();
-        let reply = match scripted {
-            Some(reply) => reply?,
-            None => {
-                let taken = self.lock().llm_with.take();
-                let Some(mut answer) = taken else {
-                    return Err(CallError::failed("the script has no reply to this LLM call"));
-                };
-                let reply = answer(request);
-                self.lock().llm_with = Some(answer);
-                reply?
-            }
-        };
-        self.lock().meter(reply.usage);
-        Ok(reply)
-    }
-
-    fn run_tool(&self, call: &ToolCall) -> Result<ToolReply, CallError> {
-        let scripted = self.lock().tools.get_mut(&call.name).and_then(VecDeque::pop_front);
         if let Some(reply) = scripted {
             return reply;
+        }
+        let taken = self.lock().llm_with.take();
+        let Some(mut answer) = taken else {
+            return Err(CallError::failed("the script has no reply to this LLM call"));
+        };
+        let reply = answer(request);
+        self.lock().llm_with = Some(answer);
+        reply
+    }
+
+    fn run_tool(&self, call: &ToolCall) -> Result<Value, CallError> {
+        let scripted = self.lock().tools.get_mut(&call.name).and_then(VecDeque::pop_front);
+        if let Some((reply, usage)) = scripted {
+            let mut reply = to_value(&reply?)?;
+            if !usage.is_zero() {
+                reply["usage"] = to_value(&usage)?;
+            }
+            return Ok(reply);
         }
         let taken = self.lock().tools_with.remove(&call.name);
         let Some(mut answer) = taken else {
@@ -389,7 +398,7 @@ impl FakeHost {
         };
         let reply = answer(&call.args);
         self.lock().tools_with.insert(call.name.clone(), answer);
-        reply
+        to_value(&reply?)
     }
 }
 
@@ -429,6 +438,12 @@ fn is_step(method: &str) -> bool {
 /// Calls that a host refuses once the cycle should end.
 pub(super) fn is_effect(method: &str) -> bool {
     [method::LLM, method::TOOL, method::PROPOSE].contains(&method)
+}
+
+/// What an effect cost stands in its reply, or in its error's detail.
+fn cost_of(answer: &Result<Value, CallError>) -> Usage {
+    let holder = answer.as_ref().unwrap_or_else(|error| &error.detail);
+    parse(&holder["usage"]).unwrap_or_default()
 }
 
 fn text(request: &Value, key: &str) -> Result<String, CallError> {

@@ -133,6 +133,7 @@ pub struct World {
     pub script: Value,
     pub stop: Arc<StopSignal>,
     pub without_tools: bool,
+    pub more_tools: Vec<Arc<dyn Tool>>,
 }
 
 impl World {
@@ -166,6 +167,7 @@ impl World {
             script,
             stop: StopSignal::new(),
             without_tools: false,
+            more_tools: Vec::new(),
         }
     }
 
@@ -185,6 +187,7 @@ impl World {
             tools.add(Arc::new(Watched { inner: FsRead::new(Arc::clone(&workspace)), deeds: deeds() }));
             tools.add(Arc::new(Watched { inner: FsEdit::new(workspace), deeds: deeds() }));
         }
+        self.more_tools.iter().for_each(|tool| tools.add(Arc::clone(tool)));
         let source = ScriptSource { value: self.script.clone(), ..ScriptSource::default() };
         let kind = ProviderKind::Scripted(source.clone());
         let spec =

@@ -10,6 +10,7 @@ use kairos_plugin_api::testing::FakeHost;
 use kairos_plugin_api::{CallError, LlmReply, Mandate, Report, ToolReply, Usage, code};
 
 use super::*;
+use crate::broker::tools::{Access, Course, Done, Intent, Refusal, Tool, Touch, Undone};
 use crate::domain::mandate::CycleEnd;
 use crate::domain::schedule::MandateBounds;
 use crate::store::{Limits, MandateCommand, StepKind, Store};
@@ -19,6 +20,8 @@ use crate::store::{Limits, MandateCommand, StepKind, Store};
 enum Move {
     /// The runner asks.
     Ask(Asked),
+    /// The runner asks, and the deadline passes before there is an answer.
+    LateIn(Asked),
     /// The daemon wants the cycle to end.
     Stop,
     /// The deadline passes.
@@ -27,7 +30,7 @@ enum Move {
     End(Ending),
 }
 
-use Move::{Ask, End, Late, Stop};
+use Move::{Ask, End, Late, LateIn, Stop};
 
 /// How an attempt ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +50,8 @@ enum Ending {
 struct Setting {
     /// The day allows so many LLM calls, until the first end of an attempt.
     calls: Option<usize>,
+    /// The deadline passes during this LLM call: what `LateIn` is to the script.
+    late_in: Option<usize>,
 }
 
 /// A host under test.
@@ -60,16 +65,61 @@ trait Subject {
 
 /// What is asked of the model; a word comes before those that are part of it.
 const QUESTIONS: [&str; 8] = ["one", "two", "three", "ends", "another", "other", "after", "still there"];
+/// The model fails after this, at a cost.
+const BROKEN: &str = "broken";
+/// The model takes longer for this than any cycle has.
+const SLOW: &str = "slow";
+/// What any other answer costs, at the prices of the world.
+const REPLY: Usage = Usage { llm_calls: 1, input_tokens: 10, output_tokens: 2, cost_nano_usd: 60_000 };
+/// A tool that asks a model of its own, and what that costs.
+const AGENT: &str = "agent";
+const AGENT_COST: Usage = Usage { llm_calls: 3, input_tokens: 70, output_tokens: 9, cost_nano_usd: 40 };
+
+struct Agent;
+
+impl Tool for Agent {
+    fn name(&self) -> &'static str {
+        AGENT
+    }
+    fn touch(&self, _args: &Value) -> Result<Touch, Refusal> {
+        Ok(Touch { access: Access::Read, path: None })
+    }
+    fn intent(&self, _args: &Value, _touch: &Touch) -> Result<Intent, Refusal> {
+        Ok(Intent { reserve: AGENT_COST, ..Intent::default() })
+    }
+    fn execute(&self, _args: &Value, _intent: &Intent, _course: &Course<'_>) -> Result<Done, Undone> {
+        Ok(Done { reply: worked(), usage: Some(AGENT_COST) })
+    }
+    fn world_hash(&self, _intent: &Intent) -> Option<String> {
+        None
+    }
+}
+
+fn worked() -> ToolReply {
+    ToolReply { ok: true, output: json!({"content": "worked"}) }
+}
+
 const MINUTE: Duration = Duration::from_secs(60);
 
+/// What a host under test does to itself.
+struct Levers<'a> {
+    stop: &'a dyn Fn(),
+    late: &'a dyn Fn(),
+    /// The deadline is so near that the next call takes longer.
+    nearly_late: &'a dyn Fn(),
+}
+
 /// Makes the moves of one attempt. Gives what the runner saw, without what may differ.
-fn make(moves: &[Move], calls: &dyn HostCalls, stop: &dyn Fn(), late: &dyn Fn()) -> Vec<Value> {
+fn make(moves: &[Move], calls: &dyn HostCalls, levers: &Levers<'_>) -> Vec<Value> {
     let mut seen = vec![];
     for made in moves {
         match made {
-            Stop => stop(),
-            Late => late(),
-            Ask((call, request)) => {
+            Stop => (levers.stop)(),
+            Late => (levers.late)(),
+            Ask((call, request)) | LateIn((call, request)) => {
+                if matches!(made, LateIn(_)) {
+                    (levers.nearly_late)();
+                }
                 let answer = calls.call(call, request.to_string().as_bytes());
                 let answer = answer.map(|answer| serde_json::from_slice::<Value>(&answer).unwrap());
                 seen.push(match answer {
@@ -82,7 +132,9 @@ fn make(moves: &[Move], calls: &dyn HostCalls, stop: &dyn Fn(), late: &dyn Fn())
                     Ok(answer) if *call == method::LLM => {
                         json!([answer["text"], answer["usage"]["input_tokens"], answer["usage"]["llm_calls"]])
                     }
-                    Ok(answer) if *call == method::TOOL => json!([answer["ok"], answer["output"]["content"]]),
+                    Ok(answer) if *call == method::TOOL => {
+                        json!([answer["ok"], answer["output"]["content"], answer["usage"]])
+                    }
                     Ok(answer) => answer,
                 });
             }
@@ -107,9 +159,13 @@ impl Real {
             json!({"match": {"contains": word}, "text": format!("to {word}"),
                 "usage": {"input_tokens": 10, "output_tokens": 2}})
         };
-        let replies: Vec<Value> = QUESTIONS.iter().map(reply).collect();
+        let mut replies: Vec<Value> = QUESTIONS.iter().map(reply).collect();
+        replies.push(json!({"match": {"contains": BROKEN}, "error": "overloaded",
+            "usage": {"input_tokens": 10, "output_tokens": 2}}));
+        replies.push(json!({"match": {"contains": SLOW}, "text": "never", "delay_ms": 3_600_000}));
         let bounds = MandateBounds { max_cycles: 10, ..MandateBounds::default() };
         let mut world = World::new(json!({"cycle": true, "replies": replies}), bounds);
+        world.more_tools.push(Arc::new(Agent));
         world.limits = Limits { calls: setting.calls.map(|calls| calls as u64), ..Limits::default() };
         let services = Self::start(&world);
         Self { world, services, failed: 0 }
@@ -123,8 +179,12 @@ impl Real {
 
 impl Subject for Real {
     fn attempt(&mut self, moves: &[Move], end: Option<Ending>) -> Vec<Value> {
-        let (stop, late) = (|| self.world.stop.stop(), || self.world.clock.advance(MINUTE));
-        let seen = make(moves, &*self.services, &stop, &late);
+        let levers = Levers {
+            stop: &|| self.world.stop.stop(),
+            late: &|| self.world.clock.advance(MINUTE),
+            nearly_late: &|| self.world.clock.advance(MINUTE - Duration::from_millis(1)),
+        };
+        let seen = make(moves, &*self.services, &levers);
         let end = match end {
             None => return seen,
             Some(Ending::Imposed) => self.services.outcome().expect("the host ended it").end(),
@@ -159,7 +219,7 @@ impl Subject for Real {
 
     fn booked(&self) -> Usage {
         self.services.settle_up(Settling::Certainly).unwrap();
-        Usage { cost_nano_usd: 0, ..self.world.spent() }
+        self.world.spent()
     }
 }
 
@@ -172,16 +232,24 @@ impl Fake {
     fn new(setting: Setting) -> Self {
         let mut host = FakeHost::new().at("2026-11-22T09:00:00Z".parse().unwrap());
         host = host.llm_with(|request| {
-            let usage = Usage { llm_calls: 1, input_tokens: 10, output_tokens: 2, ..Usage::ZERO };
-            let text = format!("to {}", request.messages[0].content);
-            Ok(LlmReply { text, usage, ..LlmReply::default() })
+            let asked = &request.messages[0].content;
+            if asked == BROKEN {
+                return Err(CallError { detail: json!({"usage": REPLY}), ..CallError::failed("overloaded") });
+            }
+            Ok(LlmReply { text: format!("to {asked}"), usage: REPLY, ..LlmReply::default() })
         });
+        for _ in 0..4 {
+            host = host.tool_metered(AGENT, worked(), AGENT_COST);
+        }
         host = host.tool_with("fs.read", |args| match args["path"] == json!("a.md") {
             true => Ok(ToolReply { ok: true, output: json!({"content": "status: open\n"}) }),
             false => Ok(ToolReply { ok: false, output: json!({"error": "no such file"}) }),
         });
         if let Some(calls) = setting.calls {
             host = host.budget_exhausted_at(method::LLM, calls + 1);
+        }
+        if let Some(nth) = setting.late_in {
+            host = host.deadline_at(method::LLM, nth);
         }
         Self { host, mandate: Mandate::new(ID, "close it") }
     }
@@ -192,7 +260,12 @@ impl Subject for Fake {
         let host = self.host.clone().deadline(self.host.now() + MINUTE);
         let mut seen = vec![];
         let _ = host.attempt(&self.mandate, |calls| {
-            seen = make(moves, &*calls, &|| self.host.stop(), &|| self.host.advance(MINUTE));
+            let levers = Levers {
+                stop: &|| self.host.stop(),
+                late: &|| self.host.advance(MINUTE),
+                nearly_late: &|| {},
+            };
+            seen = make(moves, &*calls, &levers);
             match end {
                 None | Some(Ending::More) => Ok(Report::ok().with_more()),
                 Some(Ending::Paused) => Ok(Report::paused("here")),
@@ -343,7 +416,7 @@ fn the_fake_ends_attempts_as_the_daemon_does() {
             asks(vec![llm("one"), read("a.md"), llm("two"), put(2), llm("three"), get(), usage(1)]);
         moves.push(End(Ending::Imposed));
         moves.extend(asks(vec![llm("one"), read("a.md"), llm("two"), put(2), llm("three"), get()]));
-        let seen = same(&format!("a budget of {calls}"), Setting { calls: Some(calls) }, &moves);
+        let seen = same(&format!("a budget of {calls}"), Setting { calls: Some(calls), ..Setting::default() }, &moves);
         assert!(seen[0].to_string().contains(code::BUDGET_EXHAUSTED), "{seen:?}");
     }
     let mut moves = asks(vec![llm("one"), put(2), usage(5)]);
@@ -366,5 +439,35 @@ fn the_fake_lands_state_and_goes_on_as_the_daemon_does() {
         let seen = same(&format!("{end:?}"), Setting::default(), &moves);
         let landed = if end == Ending::Error { json!({"value": null}) } else { json!({"value": 5}) };
         assert_eq!((&seen[1][0], &seen[2][0]), (&landed, &landed), "{end:?}");
+    }
+}
+
+#[test]
+fn the_fake_meters_what_tools_and_failed_calls_cost_as_the_daemon_does() {
+    let costly = || asks(vec![llm("one"), tool(AGENT, json!({})), llm(BROKEN), usage(7)]);
+    for end in [Ending::Imposed, Ending::Error, Ending::More] {
+        let mut moves = costly();
+        if end == Ending::Imposed {
+            moves.extend([Stop, Ask(llm("ends"))]);
+        }
+        moves.push(End(end));
+        // From the record it costs nothing again, afresh it does.
+        moves.extend(costly());
+        let seen = same(&format!("costs, then {end:?}"), Setting::default(), &moves);
+        assert_eq!(seen[0][2], json!([true, "worked", AGENT_COST]), "{seen:?}");
+        assert_eq!(seen[0][4]["error"], code::FAILED, "{seen:?}");
+    }
+}
+
+#[test]
+fn the_fake_ends_a_cycle_whose_time_is_over_during_a_call_as_the_daemon_does() {
+    for before in 0..3 {
+        let mut moves = asks(vec![llm("one"), llm("two"), put(2)].into_iter().take(before).collect());
+        moves.extend([LateIn(llm(SLOW)), Ask(usage(6)), Ask(get()), Ask(llm("after")), End(Ending::Imposed)]);
+        // Tried afresh, with a time of its own.
+        moves.extend(asks(vec![llm("another"), get(), tool(AGENT, json!({}))]));
+        let setting = Setting { late_in: Some(before.min(2) + 1), ..Setting::default() };
+        let seen = same(&format!("late after {before} calls"), setting, &moves);
+        assert_eq!(seen[0][2 * before]["error"], code::DEADLINE, "{seen:?}");
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use kairos_plugin_api::testing::FakeHost;
-use kairos_plugin_api::{CallError, LlmReply, Mandate, ToolReply};
+use kairos_plugin_api::{CallError, LlmReply, Mandate, ToolReply, Usage};
 use serde_json::{Map, Value};
 
 pub use drive::play;
@@ -54,8 +54,8 @@ pub struct Scenario {
 pub enum Reply {
     /// To an LLM call.
     Llm(Result<LlmReply, CallError>),
-    /// To a call of this tool.
-    Tool(String, Result<ToolReply, CallError>),
+    /// To a call of this tool, with what the host meters for it.
+    Tool(String, Result<(ToolReply, Usage), CallError>),
     /// To a proposal.
     Decision(Value),
 }
@@ -80,6 +80,8 @@ pub enum Strike {
     Takes(Duration),
     /// The cycle is asked to end while the call is under way.
     Cancel,
+    /// The cycle's time is over while the call is under way.
+    Deadline,
     /// The runner is killed just before the call, and the cycle goes on from its record.
     Crash,
 }
@@ -155,7 +157,8 @@ impl Scenario {
         for reply in self.replies.clone() {
             host = match reply {
                 Reply::Llm(reply) => host.llm_reply(reply),
-                Reply::Tool(name, answer) => host.tool_answer(&name, answer),
+                Reply::Tool(name, Ok((reply, usage))) => host.tool_metered(&name, reply, usage),
+                Reply::Tool(name, Err(error)) => host.tool_answer(&name, Err(error)),
                 Reply::Decision(decision) => host.decision(decision),
             };
         }
@@ -164,6 +167,7 @@ impl Scenario {
                 Strike::Answer(error) => host.fail_at(&call, nth, error),
                 Strike::Takes(time) => host.takes(&call, nth, time),
                 Strike::Cancel => host.cancel_at(&call, nth),
+                Strike::Deadline => host.deadline_at(&call, nth),
                 Strike::Crash => host.crash_at(&call, nth),
             };
         }

@@ -170,17 +170,18 @@ fn reply(node: &Node, path: String, ctx: &mut Context<'_>) -> Option<Reply> {
 }
 
 fn llm_reply(map: &mut MapReader<'_>, node: &Node, ctx: &mut Context<'_>) -> Result<LlmReply, CallError> {
-    let error = call_error(map, ctx);
+    let mut error = call_error(map, ctx);
     let text = if node.is_null() { String::new() } else { a_text(node, &map.key("llm"), ctx) };
     let model = map.text("model", ctx, Some("scripted")).unwrap_or_default();
     let stop_reason = map.text("stop_reason", ctx, Some("end_turn"));
-    let mut amounts = map.map("usage", ctx);
-    let mut usage = Usage { llm_calls: 1, ..Usage::ZERO };
-    usage.llm_calls = amounts.count("llm_calls", ctx, 1, 0..=u64::MAX);
-    usage.input_tokens = amounts.count("input_tokens", ctx, 0, 0..=u64::MAX);
-    usage.output_tokens = amounts.count("output_tokens", ctx, 0, 0..=u64::MAX);
-    usage.cost_nano_usd = amounts.count("cost_nano_usd", ctx, 0, 0..=u64::MAX);
-    amounts.finish(ctx);
+    let cost = map.node("usage").is_some();
+    let usage = usage(map, ctx, 1);
+    // A failed call may have cost something, too.
+    if let Some(error) = error.as_mut().filter(|_| cost) {
+        let mut detail = error.detail.as_object().cloned().unwrap_or_default();
+        detail.insert("usage".to_owned(), serde_json::json!(usage));
+        error.detail = Value::Object(detail);
+    }
     if error.is_none() && node.is_null() {
         ctx.error(
             node.span,
@@ -192,8 +193,28 @@ fn llm_reply(map: &mut MapReader<'_>, node: &Node, ctx: &mut Context<'_>) -> Res
     error.map_or(Ok(LlmReply { text, model, stop_reason, usage }), Err)
 }
 
-fn tool_reply(map: &mut MapReader<'_>, node: &Node, ctx: &mut Context<'_>) -> Result<ToolReply, CallError> {
+/// What the host meters for a call; of one to a model, at least that it was one.
+fn usage(map: &mut MapReader<'_>, ctx: &mut Context<'_>, llm_calls: u64) -> Usage {
+    let mut amounts = map.map("usage", ctx);
+    let mut amount = |name, default| amounts.count(name, ctx, default, 0..=u64::MAX);
+    let usage = Usage {
+        llm_calls: amount(AMOUNTS[0], llm_calls),
+        input_tokens: amount(AMOUNTS[1], 0),
+        output_tokens: amount(AMOUNTS[2], 0),
+        cost_nano_usd: amount(AMOUNTS[3], 0),
+    };
+    amounts.finish(ctx);
+    usage
+}
+
+fn tool_reply(
+    map: &mut MapReader<'_>,
+    node: &Node,
+    ctx: &mut Context<'_>,
+) -> Result<(ToolReply, Usage), CallError> {
     let error = call_error(map, ctx);
+    let cost = place(map, "usage");
+    let usage = usage(map, ctx, 0);
     let refusal = map.text("refuses", ctx, None);
     let output = map.node("output");
     if let Some(output) = output {
@@ -205,12 +226,17 @@ fn tool_reply(map: &mut MapReader<'_>, node: &Node, ctx: &mut Context<'_>) -> Re
         ctx.error(node.span, map.path(), "a tool answers in one way", remedy);
     }
     if let Some(error) = error {
+        if !usage.is_zero() {
+            let remedy = "leave `usage` out, or write `refuses: TEXT`: it ran and could not";
+            ctx.error(cost, &map.key("usage"), "a call that did not run costs nothing", remedy);
+        }
         return Err(error);
     }
-    Ok(match refusal {
+    let reply = match refusal {
         Some(message) => ToolReply { ok: false, output: serde_json::json!({ "error": message }) },
         None => ToolReply { ok: true, output: output.map_or(Value::Null, Node::to_json) },
-    })
+    };
+    Ok((reply, usage))
 }
 
 /// `error: {code, message, detail}`.
@@ -245,6 +271,9 @@ fn fault(node: &Node, path: String, ctx: &mut Context<'_>) -> Option<Fault> {
     if map.boolean("cancel", ctx, false) {
         strikes.push(Strike::Cancel);
     }
+    if map.boolean("deadline", ctx, false) {
+        strikes.push(Strike::Deadline);
+    }
     if map.boolean("crash", ctx, false) {
         strikes.push(Strike::Crash);
     }
@@ -253,7 +282,7 @@ fn fault(node: &Node, path: String, ctx: &mut Context<'_>) -> Option<Fault> {
     map.finish(ctx);
     let what = strikes.pop();
     if what.is_none() || !strikes.is_empty() {
-        let remedy = "write one of `answer: CODE`, `takes: 30s`, `cancel: true` and `crash: true`";
+        let remedy = "write one of `answer: CODE`, `takes: 30s`, `cancel: true`, `deadline: true` and `crash: true`";
         ctx.error(span, &shown, "a fault does one thing", remedy);
     }
     Some(Fault { call, nth, what: what? })
