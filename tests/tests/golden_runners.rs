@@ -1,11 +1,12 @@
 //! Golden runners: one source, built against plugin-api 1.0 by several compilers, loaded and run
 //! side by side in one process. `.ci/golden` builds them all and demands all; a plain `cargo
-//! test` runs what this machine can build by itself and says what was absent.
+//! test` runs what it can build by itself, one rustc's and C's, and says aloud what it did not cover.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![allow(clippy::disallowed_methods, reason = "the suite is told by the environment where its files are")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Barrier};
 
@@ -47,16 +48,25 @@ struct Golden {
     backend: Box<dyn RunnerBackend>,
 }
 
+/// What a passing run did not look at: an error where all is demanded, else a line that is seen without
+/// `--nocapture`, too.
+fn look_what_is_absent(files: &BTreeMap<String, PathBuf>) {
+    let absent: Vec<String> =
+        demanded(API_VERSION).into_iter().filter(|name| !files.contains_key(name)).collect();
+    if absent.is_empty() {
+        return;
+    }
+    let all = std::env::var_os("KAIROS_GOLDEN").is_some_and(|demand| demand == "all");
+    assert!(!all, "golden runners are demanded and absent: {absent:?}");
+    // What a test prints by the macros is kept from whoever runs it.
+    let line = format!("NOT COVERED by golden_runners: {absent:?}; `.ci/golden` builds them and demands all\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
+}
+
 /// All of them, mapped into this process.
 fn load(root: &Path) -> Vec<Golden> {
     let files = files(root);
-    let absent: Vec<String> =
-        demanded(API_VERSION).into_iter().filter(|name| !files.contains_key(name)).collect();
-    if std::env::var_os("KAIROS_GOLDEN").is_some_and(|demand| demand == "all") {
-        assert!(absent.is_empty(), "golden runners are demanded and absent: {absent:?}");
-    }
-    let here: Vec<&String> = files.keys().collect();
-    println!("golden runners here: {here:?}, absent: {absent:?}");
+    look_what_is_absent(&files);
     let store = PluginStore::new(root.join("store"));
     let load = |(name, path): (String, PathBuf)| {
         let file = PluginFile::open(&path).unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -102,7 +112,7 @@ fn fault(golden: &Golden) {
 }
 
 #[test]
-fn runners_of_every_compiler_run_side_by_side_in_one_process() {
+fn the_golden_runners_there_are_run_side_by_side_in_one_process() {
     const THREADS: usize = 2;
     let root = tempfile::tempdir().unwrap();
     let goldens = load(root.path());
@@ -135,14 +145,18 @@ fn runners_of_every_compiler_run_side_by_side_in_one_process() {
 }
 
 #[test]
-fn the_other_compiler_is_another_one() {
+fn each_golden_runner_says_which_compiler_built_it() {
     let made = tempfile::tempdir().unwrap();
     let files = files(made.path());
-    let rustc = |name: &str| files.get(name).map(|path| PluginFile::open(path).unwrap().manifest.rustc);
-    let (current, other) = (rustc("current").unwrap(), rustc("rustc-web"));
-    assert!(current.starts_with("rustc "), "{current}");
-    assert_ne!(other.as_ref(), Some(&current));
-    assert_eq!(rustc("gcc").unwrap(), "", "C has no rustc");
+    let rustc = |name: &str| PluginFile::open(&files[name]).unwrap().manifest.rustc;
+    assert!(rustc("current").starts_with("rustc "), "{}", rustc("current"));
+    assert_eq!(rustc("gcc"), "", "C has no rustc");
+    if files.contains_key("rustc-web") {
+        assert!(rustc("rustc-web").starts_with("rustc "), "{}", rustc("rustc-web"));
+        assert_ne!(rustc("rustc-web"), rustc("current"), "the other compiler is another one");
+    } else {
+        look_what_is_absent(&files);
+    }
 }
 
 #[test]
