@@ -103,9 +103,8 @@ fn runners_and_providers_have_a_default_that_exists() {
     assert_eq!(good("llm: {providers: {c: {kind: scripted}}}").llm.default.as_deref(), Some("c"));
 }
 
-#[test]
-fn every_problem_is_reported_in_one_pass() {
-    let text = r#"tick_intervall: 5
+/// A file in which something is wrong in every part.
+const ALL_WRONG: &str = r#"tick_intervall: 5
 graceful_timeout: soon
 max_concurrent_cycles: 0
 max_concurrent_cycles: 2
@@ -128,7 +127,10 @@ llm:
     c: {modle: x}
 tools: {mcpServers: {fs: {args: []}}, policy: {a: 1}}
 "#;
-    let report = bad(text);
+
+#[test]
+fn every_problem_is_reported_in_one_pass() {
+    let report = bad(ALL_WRONG);
     assert!(!report.contains("12345"), "a secret is never repeated");
     insta::assert_snapshot!(report, @r#"
 daemon.yml:1:1: tick_intervall: unknown key

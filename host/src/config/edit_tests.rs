@@ -57,6 +57,12 @@ fn shown(text: &str, change: &Change) -> String {
     }
 }
 
+/// Each change of [`BLOCK`] with the lines it means.
+fn all_shown(changes: &[Change]) -> String {
+    let shown = changes.iter().map(|change| format!("== {change:?}\n{}", shown(BLOCK, change)));
+    shown.collect::<Vec<_>>().join("\n")
+}
+
 #[test]
 fn changes_touch_only_the_lines_they_mean() {
     let cases = [
@@ -73,18 +79,8 @@ fn changes_touch_only_the_lines_they_mean() {
         set("odd: one", &[("name", json!("\u{1F980} crab"))]),
         set("daily", &[("name", json!(null))]),
         set("daily", &[("enabled", json!(null))]),
-        Change::Remove("daily".into()),
-        Change::Remove("weekly".into()),
-        Change::Remove("odd: one".into()),
-        Change::Remove("none".into()),
-        Change::Add(object(
-            json!({"name": "new", "cron": "@daily", "mandate": {"params": {"b": 1}, "goal": "yes"}}),
-        )),
-        Change::Add(object(json!({"name": "daily", "cron": "@daily"}))),
     ];
-    let all: Vec<String> =
-        cases.iter().map(|change| format!("== {change:?}\n{}", shown(BLOCK, change))).collect();
-    insta::assert_snapshot!(all.join("\n"), @r#"
+    insta::assert_snapshot!(all_shown(&cases), @r#"
 == Edit { name: "daily", set: [("enabled", Some(Bool(false)))] }
 +    enabled: false
 == Edit { name: "daily", set: [("cron", Some(String("30 8 * * 1-5")))] }
@@ -123,6 +119,18 @@ fn changes_touch_only_the_lines_they_mean() {
 refused: a comment stands between this key and the next; change the file by hand
 == Edit { name: "daily", set: [("enabled", None)] }
 
+"#);
+}
+
+#[test]
+fn a_removal_takes_the_lines_of_its_entry_and_no_others() {
+    let cases = [
+        Change::Remove("daily".into()),
+        Change::Remove("weekly".into()),
+        Change::Remove("odd: one".into()),
+        Change::Remove("none".into()),
+    ];
+    insta::assert_snapshot!(all_shown(&cases), @r#"
 == Remove("daily")
 -  - name: daily   # the report
 -    cron: "0 9 * * *"
@@ -143,6 +151,18 @@ refused: a comment stands between this key and the next; change the file by hand
 -    enabled: false
 == Remove("none")
 refused: no schedule has the name "none"
+"#);
+}
+
+#[test]
+fn an_addition_stands_at_the_end_and_takes_no_name_twice() {
+    let cases = [
+        Change::Add(object(
+            json!({"name": "new", "cron": "@daily", "mandate": {"params": {"b": 1}, "goal": "yes"}}),
+        )),
+        Change::Add(object(json!({"name": "daily", "cron": "@daily"}))),
+    ];
+    insta::assert_snapshot!(all_shown(&cases), @r#"
 == Add({"cron": String("@daily"), "mandate": Object {"goal": String("yes"), "params": Object {"b": Number(1)}}, "name": String("new")})
 +  - name: new
 +    cron: "@daily"

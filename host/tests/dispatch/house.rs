@@ -185,6 +185,19 @@ pub fn ok(_: &Mandate, _: &Context) -> Result<Report, CallError> {
     Ok(Report::ok())
 }
 
+/// A runner that hears nothing, until it is let go.
+pub fn until_let_go(
+    let_go: &Arc<AtomicBool>,
+) -> impl Fn(&Mandate, &Context) -> Result<Report, CallError> + Send + Sync + 'static {
+    let go = Arc::clone(let_go);
+    move |_, _| {
+        while !go.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(Report::ok())
+    }
+}
+
 /// A runner that looks whether it should stop, for ever.
 pub fn patient(_: &Mandate, host: &Context) -> Result<Report, CallError> {
     while !host.should_stop() {

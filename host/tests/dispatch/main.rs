@@ -182,13 +182,7 @@ async fn shutdown_lets_a_cycle_end_and_its_mandate_goes_on_later() {
 #[tokio::test]
 async fn drain_records_what_does_not_end_in_time_as_interrupted() {
     let let_go = Arc::new(AtomicBool::new(false));
-    let go = Arc::clone(&let_go);
-    let built = Built::new(move |_, _| {
-        while !go.load(Ordering::SeqCst) {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        Ok(Report::ok())
-    });
+    let built = Built::new(until_let_go(&let_go));
     let house = built.open().await;
     house.add("deaf").await;
     until("its start", || house.dispatch.active_mandate_id().is_some()).await;
@@ -305,13 +299,7 @@ async fn budget_holds_work_back_until_the_day_turns() {
 async fn long_cycle_never_delays_the_schedules() {
     let clock = clock();
     let let_go = Arc::new(AtomicBool::new(false));
-    let go = Arc::clone(&let_go);
-    let built = Built::new(move |_, _| {
-        while !go.load(Ordering::SeqCst) {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        Ok(Report::ok())
-    });
+    let built = Built::new(until_let_go(&let_go));
     let schedules = every_minute("tidy", SchedulePolicy::default());
     let house = Built { clock: Arc::new(clock.clone()), schedules, ..built }.open().await;
     let fired = |at: DateTime<Utc>| {

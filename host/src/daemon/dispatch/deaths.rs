@@ -35,11 +35,25 @@ impl Inner {
                 self.hold_back();
                 Err(NotStarted { reason: format!("runner {runner}: {why}"), hold: None, trouble: true })
             }
-            Outcome::Failed(RunnerError::Died(death)) if !death.by_host => {
+            Outcome::Failed(RunnerError::Died(death)) => {
                 let (number, attempt) = (cycle.mandate.cycle, cycle.mandate.attempt);
                 let (phase, generation) = (death.phase.as_deref(), &cycle.generation);
-                let (signal, exit_code) = (death.signal, death.exit_code);
-                let how = &death.how;
+                let (signal, exit_code, how) = (death.signal, death.exit_code, &death.how);
+                if death.by_host {
+                    // By a deadline, a person or the end of the daemon: no proof that it is well.
+                    tracing::warn!(
+                        runner,
+                        generation,
+                        mandate,
+                        cycle = number,
+                        attempt,
+                        phase,
+                        signal,
+                        how,
+                        "runner_killed"
+                    );
+                    return Ok(());
+                }
                 tracing::error!(
                     runner,
                     generation,
@@ -57,24 +71,6 @@ impl Inner {
                     tracing::error!(runner, how, wait_s = wait.as_secs(), "runner_held_back");
                     self.hold_back();
                 }
-                Ok(())
-            }
-            Outcome::Failed(RunnerError::Died(death)) => {
-                // By a deadline, a person or the end of the daemon: no proof that it is well.
-                let (number, attempt) = (cycle.mandate.cycle, cycle.mandate.attempt);
-                let (phase, generation) = (death.phase.as_deref(), &cycle.generation);
-                let (signal, how) = (death.signal, &death.how);
-                tracing::warn!(
-                    runner,
-                    generation,
-                    mandate,
-                    cycle = number,
-                    attempt,
-                    phase,
-                    signal,
-                    how,
-                    "runner_killed"
-                );
                 Ok(())
             }
             Outcome::Report(_) | Outcome::Failed(_) => {

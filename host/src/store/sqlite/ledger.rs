@@ -73,6 +73,13 @@ pub struct Account<'a> {
     pub day: &'a str,
 }
 
+impl<'a> Account<'a> {
+    /// That of a step's call.
+    pub fn of_step(mandate: i64, (cycle, attempt, seq): (u32, u32, u32), day: &'a str) -> Self {
+        Self { mandate, cycle, attempt, seq: Some(seq), day }
+    }
+}
+
 /// The sum of a day.
 pub fn day(conn: &Connection, day: &str) -> Res<DayTotals> {
     let sql =

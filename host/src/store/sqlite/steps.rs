@@ -119,13 +119,7 @@ fn reserve(txn: &Txn<'_>, mandate: &Mandate, step: &BeginStep) -> Res<Option<i64
         return Ok(None);
     }
     let day = day_of(step.gate.as_ref(), step.now);
-    let account = Account {
-        mandate: mandate.n,
-        cycle: step.cycle,
-        attempt: step.attempt,
-        seq: Some(step.seq),
-        day: &day,
-    };
+    let account = Account::of_step(mandate.n, (step.cycle, step.attempt, step.seq), &day);
     ledger::book(txn, account, Kind::Call, Standing::Reserved, step.reserve, step.now).map(Some)
 }
 
@@ -222,13 +216,7 @@ fn book(
         (Some(row), real) => ledger::settle(txn, row, real),
         (None, Some(real)) if !real.is_zero() => {
             let day = day_of(None, step.now);
-            let account = Account {
-                mandate: mandate.n,
-                cycle: step.cycle,
-                attempt: step.attempt,
-                seq: Some(step.seq),
-                day: &day,
-            };
+            let account = Account::of_step(mandate.n, (step.cycle, step.attempt, step.seq), &day);
             let row = ledger::book(txn, account, Kind::Call, Standing::Settled, real, step.now)?;
             txn.exec("UPDATE step SET usage=?2 WHERE n=?1", (known.n, row))?;
             Ok(Some((real, day)))

@@ -1,6 +1,13 @@
 //! The service with its thread, the real store, and what a person sees.
 
+use kairos_plugin_api::Usage;
+
 use super::*;
+use crate::domain::mandate::CycleEnd;
+use crate::domain::schedule::{MandateBounds, Overlap};
+use crate::store::{
+    ClaimRequest, FinishRequest, MandateCommand, NewEvent, NewMandate, Origin, RunnerOffer, SqliteStore, Store,
+};
 
 #[test]
 fn service_writes_what_it_hears_before_and_after_it_is_attached() {
@@ -44,19 +51,8 @@ fn service_takes_more_than_its_queue_holds() {
     wal.close();
 }
 
-#[test]
-fn a_real_store_keeps_lines_until_their_archive_is_made() {
-    use crate::domain::schedule::{MandateBounds, Overlap};
-    use crate::store::*;
-    let dir = tempfile::tempdir().unwrap();
-    let clock = Arc::new(ManualClock::at(Utc::now()));
-    let retention = Retention::default();
-    let settings = Settings { dir: dir.path().join("wal"), retention };
-    let wal = Wal::new(settings.clone(), Arc::clone(&clock) as Arc<dyn Clock>);
-    let store = SqliteStore::in_memory_with(Some(Arc::clone(&wal) as Arc<dyn CommitSink>)).unwrap();
-    wal.attach(Arc::new(store.clone())).unwrap();
-    let now = clock.now();
-    let new = NewMandate {
+fn mandate(now: DateTime<Utc>) -> NewMandate {
+    NewMandate {
         id: "m".into(),
         origin: Origin::Manual,
         request_id: None,
@@ -69,8 +65,38 @@ fn a_real_store_keeps_lines_until_their_archive_is_made() {
         bounds: MandateBounds::default(),
         again: false,
         now,
-    };
-    store.add(new).wait().unwrap();
+    }
+}
+
+fn stopped(now: DateTime<Utc>) -> FinishRequest {
+    FinishRequest {
+        mandate: "m".into(),
+        cycle: 1,
+        attempt: 1,
+        now,
+        day: "2026-11-22".into(),
+        end: CycleEnd::Done,
+        reason: None,
+        report: None,
+        error: None,
+        claimed: Usage::ZERO,
+        state_puts: Default::default(),
+        pause_after_failures: None,
+        claim: None,
+    }
+}
+
+#[test]
+fn a_real_store_keeps_lines_until_their_archive_is_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Arc::new(ManualClock::at(Utc::now()));
+    let retention = Retention::default();
+    let settings = Settings { dir: dir.path().join("wal"), retention };
+    let wal = Wal::new(settings.clone(), Arc::clone(&clock) as Arc<dyn Clock>);
+    let store = SqliteStore::in_memory_with(Some(Arc::clone(&wal) as Arc<dyn CommitSink>)).unwrap();
+    wal.attach(Arc::new(store.clone())).unwrap();
+    let now = clock.now();
+    store.add(mandate(now)).wait().unwrap();
     let offer = RunnerOffer { generation: "g".into(), phases: false };
     let offers = Arc::new([("stub".to_owned(), offer)].into());
     let claim = ClaimRequest { now, max: 1, gate: None, offers };
@@ -81,22 +107,7 @@ fn a_real_store_keeps_lines_until_their_archive_is_made() {
     let text = || heal::joined(&store.wal_lines("m", 0).unwrap());
     assert_eq!(fs::read(&path).unwrap(), text());
     store.command("m".into(), MandateCommand::Stop { note: None }, now).wait().unwrap();
-    let finish = FinishRequest {
-        mandate: "m".into(),
-        cycle: 1,
-        attempt: 1,
-        now,
-        day: "2026-11-22".into(),
-        end: crate::domain::mandate::CycleEnd::Done,
-        reason: None,
-        report: None,
-        error: None,
-        claimed: kairos_plugin_api::Usage::ZERO,
-        state_puts: Default::default(),
-        pause_after_failures: None,
-        claim: None,
-    };
-    store.finish(finish).wait().unwrap();
+    store.finish(stopped(now)).wait().unwrap();
     assert_eq!(wal.flush(), Health::default());
     let whole = text();
     assert_eq!(fs::read(&path).unwrap(), whole);

@@ -132,9 +132,9 @@ fn figures_are_read_in_every_form_and_absurd_ones_are_none() {
         ("null", None),
         ("[3]", None),
     ];
+    let given = |figure: &str| serde_json::from_str(&format!("{{\"n\":{figure}}}")).unwrap();
     for (figure, expect) in cases {
-        let value = serde_json::from_str(&format!("{{\"n\":{figure}}}")).unwrap();
-        assert_eq!(count(&value, "n"), expect, "{figure}");
+        assert_eq!(count(&given(figure), "n"), expect, "{figure}");
     }
     let cases = [
         ("0.25", Some(250_000_000)),
@@ -150,8 +150,7 @@ fn figures_are_read_in_every_form_and_absurd_ones_are_none() {
         ("true", None),
     ];
     for (figure, expect) in cases {
-        let value = serde_json::from_str(&format!("{{\"n\":{figure}}}")).unwrap();
-        assert_eq!(dollars(&value, "n"), expect, "{figure}");
+        assert_eq!(dollars(&given(figure), "n"), expect, "{figure}");
     }
     // A bare NaN is no JSON: the result that holds it is none, and what was reserved counts.
     let text = "{\"type\":\"result\",\"subtype\":\"success\",\"total_cost_usd\":NaN}";
