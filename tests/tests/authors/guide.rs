@@ -123,10 +123,11 @@ fn the_scenario_of_the_guide_is_right() {
 #[test]
 fn the_sample_in_c_of_the_guide_is_clean_and_passes_its_scenario() {
     let desk = Desk::new();
-    let source = desk.file("tally.c", &blocks("In C", "c").remove(0));
+    let guide = fs::read_to_string(workspace().join("plugin-api/GUIDE-C.md")).unwrap();
+    let source = desk.file("tally.c", &fenced(&guide, "c").remove(0));
     let so = desk.0.path().join("libtally.so");
     kairos_tests::c_plugin::compile(source.to_str().unwrap(), &[], &so);
-    desk.file("scenario.yml", &blocks("In C", "yaml").remove(0));
+    desk.file("scenario.yml", &fenced(&guide, "yaml").remove(0));
     let tested = desk.kairos(&["plugin", "test", "libtally.so", "--scenario", "scenario.yml"]);
     assert_eq!(tested.code, 0, "{}{}", tested.stdout, tested.stderr);
     // What it refuses reads as it says.

@@ -55,6 +55,13 @@ impl Desk {
     }
 }
 
+/// Every line is somewhere in it.
+fn says(text: &str, lines: &[&str]) {
+    for line in lines {
+        assert!(text.contains(line), "{line}\nis missing in\n{text}");
+    }
+}
+
 fn passes(library: &str, scenario: &str) {
     let tested = Desk::new().play(library, scenario, &[]);
     assert_eq!(tested.code, 0, "{}{}", tested.stdout, tested.stderr);
@@ -70,7 +77,10 @@ fn own_lines(source: &str) -> usize {
 /// The text of the guide's blocks of one language below a heading.
 fn blocks(heading: &str, language: &str) -> Vec<String> {
     let guide = fs::read_to_string(workspace().join("plugin-api/GUIDE.md")).unwrap();
-    let section = guide.split("\n## ").find(|section| section.starts_with(heading)).unwrap();
+    fenced(guide.split("\n## ").find(|section| section.starts_with(heading)).unwrap(), language)
+}
+
+fn fenced(section: &str, language: &str) -> Vec<String> {
     let fence = format!("```{language}\n");
     section.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap().to_owned()).collect()
 }
@@ -88,9 +98,7 @@ fn succeeds(dir: &Path, program: impl AsRef<std::ffi::OsStr>, args: &[&str]) {
 
 /// Runs commands of cargo on a new runner. Gives the plugin.
 fn built(dir: &Path, commands: &[&str]) -> PathBuf {
-    // The versions, the profile and the directory of this build: little is compiled again, nothing
-    // is fetched.
-    fs::copy(workspace().join("Cargo.lock"), dir.join("Cargo.lock")).unwrap();
+    // The profile and the directory of this build: little is compiled again, nothing is fetched.
     let target = target_dir().parent().unwrap().to_owned();
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut common = vec!["--offline", "--target-dir", target.to_str().unwrap()];

@@ -32,15 +32,14 @@ expect:
     let desk = Desk::new();
     let tested = desk.play("hello_runner", scenario, &["--junit", "junit.xml"]);
     assert_eq!(tested.code, 1, "{}", tested.stderr);
-    for line in [
+    let lines = [
         "DIFFERS  status",
         "got      invalid: the script has no answer of tool \"fs.edit\"",
         "DIFFERS  steps\n           expected [llm]\n           got      [tool:fs.read, llm, tool:fs.read, tool:fs.edit]",
         "DIFFERS  usage.llm_calls\n           expected 2\n           got      1",
         "4 of 4 not as expected",
-    ] {
-        assert!(tested.stdout.contains(line), "{line}\nis missing in\n{}", tested.stdout);
-    }
+    ];
+    says(&tested.stdout, &lines);
     let junit = fs::read_to_string(desk.0.path().join("junit.xml")).unwrap();
     assert!(junit.contains("tests=\"4\"") && junit.contains("failures=\"4\""), "{junit}");
     let tested = desk.play("hello_runner", scenario, &["--json"]);
@@ -70,7 +69,7 @@ expect:
 ";
     let tested = Desk::new().play("stub", scenario, &[]);
     assert_eq!(tested.code, 2, "{}", tested.stdout);
-    for line in [
+    let lines = [
         "scenario.yml:2:11: mandate.gaol: unknown key\n    -> did you mean `goal`?",
         "scenario.yml:4:5: replies[0]: a reply is to one call",
         "scenario.yml:5:5: replies[1]: a tool answers in one way",
@@ -78,9 +77,8 @@ expect:
         "scenario.yml:8:5: faults[1]: a fault does one thing",
         "scenario.yml:10:3: expect.stauts: unknown key\n    -> did you mean `status`?",
         "scenario.yml:11:9: expect.more: expected true or false",
-    ] {
-        assert!(tested.stderr.contains(line), "{line}\nis missing in\n{}", tested.stderr);
-    }
+    ];
+    says(&tested.stderr, &lines);
     let missing = Desk::new().kairos(&["plugin", "test", "x.so", "--scenario", "none.yml"]);
     assert_eq!(missing.code, 2);
     assert!(missing.stderr.contains("none.yml: no such file"), "{}", missing.stderr);
@@ -132,6 +130,48 @@ faults: [{call: phase, nth: 5, cancel: true}]
 expect: {status: ok, usage: {llm_calls: 1, input_tokens: 70, output_tokens: 5}}
 ",
     );
+}
+
+#[test]
+fn what_tools_cost_and_a_deadline_at_a_chosen_call_are_part_of_a_scenario() {
+    passes(
+        "stub",
+        "
+mandate: {params: {prompt: 'Hello?', tool: fs.read}}
+replies:
+  - {llm: Hi., usage: {input_tokens: 50}}
+  - {tool: fs.read, output: x, usage: {llm_calls: 2, input_tokens: 30, cost_nano_usd: 7}}
+  - {llm: Hi again.}
+  - {llm: Hi once more.}
+  - {tool: fs.read, refuses: no such file, usage: {output_tokens: 4}}
+  - {llm: '', error: {code: failed, message: overloaded}, usage: {input_tokens: 9}}
+faults: [{call: 'tool:fs.read', deadline: true}]
+cuts: all
+expect:
+  - {status: deadline, steps: [llm], metered: {llm_calls: 1, input_tokens: 50}, usage: {input_tokens: 50}}
+  - {status: ok, steps: [llm, 'tool:fs.read'], metered: {llm_calls: 3, input_tokens: 30, cost_nano_usd: 7}}
+  - {status: ok, metered: {llm_calls: 1, output_tokens: 4}}
+  - {status: failed, steps: [{call: llm, error: failed}], metered: {llm_calls: 1, input_tokens: 9}}
+",
+    );
+    let tested = Desk::new().play(
+        "stub",
+        "{replies: [{tool: t, error: {code: denied}, usage: {llm_calls: 1}}], expect: {status: ok}}",
+        &[],
+    );
+    assert_eq!(tested.code, 2, "{}", tested.stdout);
+    assert!(tested.stderr.contains("a call that did not run costs nothing"), "{}", tested.stderr);
+}
+
+#[test]
+fn the_help_shows_a_scenario_that_is_one() {
+    let help = Desk::new().kairos(&["plugin", "test", "--help"]).stdout;
+    let (_, shown) = help.split_once("may be absent:\n").unwrap();
+    let (scenario, _) = shown.split_once("\nExit 0").unwrap();
+    // It is read, and differs from what this runner does.
+    let tested = Desk::new().play("stub", scenario, &[]);
+    assert_eq!(tested.code, 1, "{}", tested.stderr);
+    says(&tested.stdout, &["what it shows", "DIFFERS  status"]);
 }
 
 #[test]
@@ -203,7 +243,7 @@ timeouts: 3s
 ";
     let tested = Desk::new().play("stub", scenario, &[]);
     assert_eq!(tested.code, 2, "{}", tested.stdout);
-    for line in [
+    let lines = [
         "not valid YAML",
         "scenario.yml:4:5: replies[0]: a reply is to one call",
         "scenario.yml:4:6: replies[0].llmm: unknown key\n    -> did you mean `llm`?",
@@ -212,9 +252,8 @@ timeouts: 3s
         "scenario.yml:9:5: faults[1]: a fault does one thing",
         "scenario.yml:13:6: now: not a time",
         "scenario.yml:14:1: timeouts: unknown key\n    -> did you mean `timeout`?",
-    ] {
-        assert!(tested.stderr.contains(line), "{line}\nis missing in\n{}", tested.stderr);
-    }
+    ];
+    says(&tested.stderr, &lines);
     assert_eq!(tested.stderr.matches("not valid YAML").count(), 2, "{}", tested.stderr);
     assert!(!tested.stderr.contains("nothing is expected"), "{}", tested.stderr);
 }
@@ -257,7 +296,7 @@ expect:
         ("run 2: steps[1].error", "denied", "no error"),
     ] {
         let text = format!("  DIFFERS  {what}\n           expected {expected}\n           got      {got}");
-        assert!(tested.stdout.contains(&text), "{text}\nis missing in\n{}", tested.stdout);
+        says(&tested.stdout, &[&text]);
     }
     assert!(tested.stderr.contains("1 of 1 scenarios not as expected"), "{}", tested.stderr);
 }

@@ -9,7 +9,10 @@ fn a_new_runner_in_rust_builds_and_passes_its_tests_and_its_scenario() {
     let made = desk.kairos(&["plugin", "new", "night-notes", "--json"]);
     assert_eq!(made.code, 0, "{}", made.stderr);
     let made: Value = serde_json::from_str(&made.stdout).unwrap();
-    assert!(made["created"].as_array().unwrap().contains(&json!("src/lib.rs")), "{made}");
+    for file in ["src/lib.rs", "Cargo.lock"] {
+        assert!(made["created"].as_array().unwrap().contains(&json!(file)), "{made}");
+    }
+    assert_eq!(made["next"][0], "cargo test");
     let dir = desk.0.path().join("night-notes");
     let lines = own_lines(&fs::read_to_string(dir.join("src/lib.rs")).unwrap());
     assert!((10..=20).contains(&lines), "{lines} lines, and at most 20 were promised");

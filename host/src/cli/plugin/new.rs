@@ -53,16 +53,24 @@ pub fn run(args: &NewArgs, context: &Context) -> anyhow::Result<()> {
         Lang::Rust => (format!("target/release/{library}"), "cargo build --release", RUST),
         Lang::C => (library, "make", C),
     };
-    let (api, header) = match args.lang {
-        Lang::Rust => (dependency(args.api.as_deref(), &context.cwd)?, String::new()),
-        Lang::C => (String::new(), header(args.api.as_deref(), &context.cwd)?),
+    let (api, versions, header) = match args.lang {
+        Lang::Rust => {
+            let source = Source::of(args.api.as_deref(), &context.cwd)?;
+            (source.dependency(), source.versions(), String::new())
+        }
+        Lang::C => (String::new(), None, header(args.api.as_deref(), &context.cwd)?),
     };
     let play = format!("kairos plugin test {so} --scenario scenario.yml");
     let file = json!(dir.join(&so).to_string_lossy()).to_string();
+    let (check, tests) = (format!("kairos plugin check {so}"), args.lang == Lang::Rust);
+    let next = [tests.then_some("cargo test"), Some(build), Some(&check), Some(&play)];
+    let next: Vec<&str> = next.into_iter().flatten().collect();
+    let steps = next.join("\n");
+    let guide = if tests { "`cargo doc --open -p kairos-plugin-api`, module `guide`" } else { GUIDE_IN_C };
     let params = if args.lang == Lang::Rust { ", params: {style: in three words}" } else { "" };
     let fill = |text: &str| {
-        let known = [("name", args.name.as_str()), ("api", &api), ("so", &so), ("build", build)];
-        let more = [("play", play.as_str()), ("file", &file), ("params", params), ("header", &header)];
+        let known = [("name", args.name.as_str()), ("api", &api), ("so", &so), ("steps", &steps)];
+        let more = [("play", play.as_str()), ("file", &file), ("params", params), ("header", &header), ("guide", guide)];
         known
             .into_iter()
             .chain(more)
@@ -75,25 +83,26 @@ pub fn run(args: &NewArgs, context: &Context) -> anyhow::Result<()> {
             .into());
     }
     let mut written = vec![];
+    // The versions that this daemon was built with: known to fit, and to be had without the network.
+    if let Some(versions) = versions {
+        files::create_dirs(&dir)?;
+        files::create_new(&dir.join("Cargo.lock"), &versions, files::SHARED)?;
+        written.push("Cargo.lock");
+    }
     for (name, text) in files {
         let path = dir.join(name);
         files::create_dirs(path.parent().unwrap_or(&dir))?;
         files::create_new(&path, fill(text).as_bytes(), files::SHARED)?;
         written.push(*name);
     }
-    let tests = if args.lang == Lang::Rust { "cargo test\n  " } else { "" };
-    let view = json!({"name": args.name, "dir": dir, "created": written, "plugin": dir.join(&so),
-        "next": [build, format!("kairos plugin check {so}"), play]});
+    let view = json!({"name": args.name, "dir": dir, "created": written, "plugin": dir.join(&so), "next": next});
     emit(context.style, &view, |_| {
-        format!(
-            "made {}: {}\n\nnext:\n  cd {}\n  {tests}{build}\n  kairos plugin check {so}\n  {play}",
-            dir.display(),
-            written.join(", "),
-            dir.display()
-        )
+        let (dir, written, next) = (dir.display(), written.join(", "), next.join("\n  "));
+        format!("made {dir}: {written}\n\nnext:\n  cd {dir}\n  {next}")
     })
 }
 
+const GUIDE_IN_C: &str = "`plugin-api/GUIDE-C.md` of the Kairos sources";
 const OWN_HEADER: &str = include_str!("../../../../plugin-api/include/kairos.h");
 
 const RUST: &[(&str, &str)] = &[
@@ -197,20 +206,37 @@ const TAKEN: &[&str] = &[
     "yield",
 ];
 
-/// The right side of the dependency on the plugin-api.
-fn dependency(api: Option<&str>, cwd: &Path) -> Result<String, Failure> {
-    let quoted = |text: &str| json!(text).to_string();
-    if let Some(url) = api.filter(|api| is_url(api)) {
-        return Ok(format!("{{ git = {} }}", quoted(url)));
+/// Where a crate takes the plugin-api from.
+enum Source {
+    Git(String),
+    Dir(PathBuf),
+}
+
+impl Source {
+    fn of(api: Option<&str>, cwd: &Path) -> Result<Self, Failure> {
+        match api {
+            Some(url) if is_url(url) => Ok(Self::Git(url.to_owned())),
+            Some(api) => Ok(Self::Dir(api_dir(api, cwd)?)),
+            None => api_dir(OWN_API, cwd).map(Self::Dir).map_err(|_| {
+                Failure::usage("where the crate kairos-plugin-api is cannot be known here").remedy(
+                    "say it with `--api PATH_OR_URL`: the Kairos sources, or the URL of their git repository",
+                )
+            }),
+        }
     }
-    if let Some(api) = api {
-        return Ok(format!("{{ path = {} }}", quoted(&api_dir(api, cwd)?.to_string_lossy())));
+
+    /// The right side of the dependency.
+    fn dependency(&self) -> String {
+        match self {
+            Self::Git(url) => format!("{{ git = {} }}", json!(url)),
+            Self::Dir(dir) => format!("{{ path = {} }}", json!(dir.to_string_lossy())),
+        }
     }
-    match api_dir(OWN_API, cwd) {
-        Ok(dir) => Ok(format!("{{ path = {} }}", quoted(&dir.to_string_lossy()))),
-        Err(_) => Err(Failure::usage("where the crate kairos-plugin-api is cannot be known here").remedy(
-            "say it with `--api PATH_OR_URL`: the Kairos sources, or the URL of their git repository",
-        )),
+
+    /// The lock file of the sources; cargo takes from it what the new crate needs.
+    fn versions(&self) -> Option<Vec<u8>> {
+        let Self::Dir(dir) = self else { return None };
+        files::read(&dir.parent()?.join("Cargo.lock"), 1 << 20).ok().flatten()
     }
 }
 
@@ -267,15 +293,14 @@ mod tests {
     #[test]
     fn the_api_is_a_directory_that_holds_it_or_a_repository() {
         let cwd = Path::new("/");
-        assert_eq!(
-            dependency(Some("https://x.invalid/k.git"), cwd).unwrap(),
-            r#"{ git = "https://x.invalid/k.git" }"#
-        );
-        let own = dependency(None, cwd).unwrap();
+        let dependency = |api| Source::of(api, cwd).map(|source| source.dependency());
+        let git = dependency(Some("https://x.invalid/k.git")).unwrap();
+        assert_eq!(git, r#"{ git = "https://x.invalid/k.git" }"#);
+        let own = dependency(None).unwrap();
         assert!(own.contains("plugin-api") && !own.contains(".."), "{own}");
         // The root of the sources will do.
-        assert_eq!(dependency(Some(concat!(env!("CARGO_MANIFEST_DIR"), "/..")), cwd).unwrap(), own);
-        let refused = dependency(Some("/proc"), cwd).unwrap_err();
+        assert_eq!(dependency(Some(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))).unwrap(), own);
+        let refused = dependency(Some("/proc")).unwrap_err();
         assert_eq!(refused.exit, code::USAGE);
     }
 }

@@ -18,10 +18,11 @@ use crate::sys::files;
 
 /// What to test.
 #[derive(Clone, Debug, Args)]
+#[command(after_long_help = include_str!("scenario/format.txt"))]
 pub struct TestArgs {
     /// The file, or a plugin's name as `daemon.yml` has it
     pub file: PathBuf,
-    /// A scenario; may be given several times
+    /// A scenario, see below; may be given several times
     #[arg(long = "scenario", value_name = "FILE", required = true)]
     pub scenarios: Vec<PathBuf>,
     /// Write the result as JUnit XML, too
