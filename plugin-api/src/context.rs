@@ -38,6 +38,16 @@ pub mod method {
     pub const STATE_PUT: &str = "state_put";
     /// `{"message": text, "fraction": number or null}` -> `{}`.
     pub const PROGRESS: &str = "progress";
+    /// All of them.
+    pub const ALL: [&str; 10] =
+        [PHASE, LLM, TOOL, PROPOSE, USAGE, NOW, RANDOM, STATE_GET, STATE_PUT, PROGRESS];
+
+    /// The answer to a call of another name.
+    #[must_use]
+    pub fn unknown(name: &str) -> super::CallError {
+        let known = ALL.join(", ");
+        super::CallError::invalid(format!("there is no call named {name:?}; there are: {known}"))
+    }
 }
 
 /// What a runner needs of the host while one cycle runs. Called from runner threads, may block.

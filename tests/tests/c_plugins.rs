@@ -79,7 +79,7 @@ fn answers_that_cannot_be_used_are_errors() {
     let runner = load(&[]).unwrap();
     let run = |fault: &str| run(&*runner, &FakeHost::new(), fault);
     for (fault, word) in [
-        ("nothing", "EOF"),
+        ("nothing", "it answered nothing"),
         ("nowhere", "5 bytes at NULL"),
         ("endless", "no payload has more"),
         ("no_json", "expected value"),

@@ -59,7 +59,8 @@ fn look_what_is_absent(files: &BTreeMap<String, PathBuf>) {
     let all = std::env::var_os("KAIROS_GOLDEN").is_some_and(|demand| demand == "all");
     assert!(!all, "golden runners are demanded and absent: {absent:?}");
     // What a test prints by the macros is kept from whoever runs it.
-    let line = format!("NOT COVERED by golden_runners: {absent:?}; `.ci/golden` builds them and demands all\n");
+    let line =
+        format!("NOT COVERED by golden_runners: {absent:?}; `.ci/golden` builds them and demands all\n");
     let _ = std::io::stderr().write_all(line.as_bytes());
 }
 

@@ -132,7 +132,7 @@ impl CycleServices {
                 let _turn = self.turn()?;
                 self.step(call, &request)?
             }
-            other => return Err(CallError::invalid(format!("there is no call named {other:?}"))),
+            other => return Err(method::unknown(other)),
         };
         Ok(serde_json::to_vec(&answer)?)
     }
@@ -316,7 +316,9 @@ impl CycleServices {
         self.ended()?;
         let name: String = field(request, "name")?;
         if !is_phase_name(&name) {
-            return Err(CallError::invalid("a phase's name is a short word"));
+            return Err(CallError::invalid(
+                "a phase's name is a word of at most 128 letters, digits, `_`, `-` and `.`",
+            ));
         }
         let known = {
             let mut live = self.live();

@@ -182,7 +182,7 @@ impl ShadowHost {
             method::NOW => Ok(live.now()),
             method::RANDOM => live.random(&self.mandate, request),
             method::LLM | method::TOOL | method::PROPOSE => live.effect(call, request),
-            other => Err(CallError::invalid(format!("there is no call named {other:?}"))),
+            other => Err(method::unknown(other)),
         }
     }
 }

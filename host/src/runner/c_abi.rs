@@ -22,7 +22,7 @@ use serde_json::Value;
 
 use super::load_error::LoadError;
 use super::rust_abi::{level_of, to_runner_error};
-use super::{HostCalls, RunnerBackend, RunnerError, RunnerIdentity, library};
+use super::{HostCalls, RunnerBackend, RunnerError, RunnerIdentity, library, report_of};
 
 /// Most bytes of one payload. Larger ones are refused, since a length that was never written is
 /// most often larger.
@@ -106,10 +106,7 @@ impl CAbi {
             run_cycle(self.runner, Bytes::of(mandate), &raw const side.table, answer)
         };
         match self.ask(call) {
-            Ok(report) => {
-                let report = text(&report).map_err(RunnerError::BadReport)?;
-                serde_json::from_str(report).map_err(|error| RunnerError::BadReport(error.to_string()))
-            }
+            Ok(report) => report_of(text(&report).map_err(RunnerError::BadReport)?.as_bytes()),
             Err(Fault::Error(error)) => Err(to_runner_error(error)),
             Err(Fault::Unusable(reason)) => Err(RunnerError::BadReport(reason)),
         }

@@ -1,5 +1,6 @@
 //! Entry points for fuzzers: plain functions that take any bytes and panic on a broken promise.
-//! Nothing here maps or runs what it is given.
+//! Nothing here maps or runs what it is given. For cargo-fuzz the whole target is
+//! `fuzz_target!(|bytes: &[u8]| { let _ = kairos_host::runner::fuzz::elf(bytes); });`.
 
 use super::manifest::manifest_of;
 

@@ -176,6 +176,18 @@ fn check_claims(manifest: &Manifest) -> Result<(), String> {
     Ok(())
 }
 
+fn machine(number: elf::Machine) -> String {
+    let known = [
+        (elf::EM_386, "x86"),
+        (elf::EM_X86_64, "x86-64"),
+        (elf::EM_ARM, "arm"),
+        (elf::EM_AARCH64, "aarch64"),
+        (elf::EM_RISCV, "riscv"),
+    ];
+    let name = known.iter().find(|(known, _)| *known == number).map_or("", |(_, name)| name);
+    format!("{name} (ELF machine {})", number.0).trim_start().to_owned()
+}
+
 fn section_of(bytes: &[u8]) -> Result<&[u8], LoadError> {
     check_ident(bytes)?;
     let cut = |error: object::read::Error| match past_the_end(bytes) {
@@ -187,7 +199,7 @@ fn section_of(bytes: &[u8]) -> Result<&[u8], LoadError> {
     let header = Header::parse(bytes).map_err(cut)?;
     let endian = header.endian().map_err(cut)?;
     if header.e_machine(endian) != HOST_MACHINE {
-        return Err(LoadError::WrongArch(format!("ELF machine {}", header.e_machine(endian).0)));
+        return Err(LoadError::WrongArch(machine(header.e_machine(endian))));
     }
     if header.e_type(endian) != elf::ET_DYN {
         return Err(LoadError::WrongArch("it is no shared object".to_owned()));

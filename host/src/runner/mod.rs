@@ -171,6 +171,17 @@ fn encoded<T: serde::Serialize>(value: &T) -> Result<Vec<u8>, RunnerError> {
     serde_json::to_vec(value).map_err(|error| RunnerError::BadReport(error.to_string()))
 }
 
+/// The report that a runner answered.
+fn report_of(answer: &[u8]) -> Result<Report, RunnerError> {
+    if answer.is_empty() {
+        return Err(RunnerError::BadReport(
+            "it answered nothing; a report is JSON with a `status`".to_owned(),
+        ));
+    }
+    serde_json::from_slice(answer)
+        .map_err(|error| RunnerError::BadReport(format!("its answer is no report: {error}")))
+}
+
 /// What a panic said.
 fn panic_text(payload: &(dyn Any + Send)) -> String {
     match payload.downcast_ref::<&str>() {

@@ -11,7 +11,7 @@ const OTHER: &str = "`kairos plugin check` says more of it";
 /// By code, in its order.
 const REMEDIES: [(&str, &str); 42] = [
     ("bad_grant", "mend the runner's `grants` in daemon.yml"),
-    ("bad_manifest", "build it again with the kairos-plugin-api of this host"),
+    ("bad_manifest", "build it again with the kairos-plugin-api of this host; in C, mend KAIROS_MANIFEST"),
     ("bad_table", "fill the table as kairos.h says and build it again"),
     ("bad_trust_list", "mend `.kairos/plugins/trust.json`, or remove it and trust anew"),
     ("changed", "put it there under another name and rename it"),

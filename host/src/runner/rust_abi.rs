@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use super::library;
 use super::load_error::LoadError;
-use super::{HostCalls, RunnerBackend, RunnerError, RunnerIdentity};
+use super::{HostCalls, RunnerBackend, RunnerError, RunnerIdentity, report_of};
 
 /// A loaded plugin with its instance.
 pub struct RustAbi {
@@ -88,8 +88,7 @@ impl RunnerBackend for RustAbi {
 
     fn run_cycle(&self, mandate: &Mandate, host: Arc<dyn HostCalls>) -> Result<Report, RunnerError> {
         let mandate = serde_json::to_vec(mandate).map_err(|error| RunnerError::Call(error.into()))?;
-        let report = self.run_cycle_json(&mandate, host)?;
-        serde_json::from_slice(&report).map_err(|error| RunnerError::BadReport(error.to_string()))
+        report_of(&self.run_cycle_json(&mandate, host)?)
     }
 
     fn run_cycle_json(&self, mandate: &[u8], host: Arc<dyn HostCalls>) -> Result<Vec<u8>, RunnerError> {

@@ -49,7 +49,7 @@ use crate::usage::Usage;
 
 pub use faults::ANY;
 pub use replay::survives_cuts;
-use world::{After, World};
+use world::{After, ToolAnswer, World};
 
 /// A scripted host. Clones share one script and one record, so a test can keep one to look at.
 #[derive(Clone)]
@@ -144,18 +144,18 @@ impl FakeHost {
     /// The next call of tool `name` is answered so.
     #[must_use]
     pub fn tool_answer(self, name: &str, answer: Result<ToolReply, CallError>) -> Self {
-        self.tool_costing(name, answer, Usage::ZERO)
+        self.tool_scripted(name, answer.map(|reply| (reply, Usage::ZERO)))
     }
 
     /// The next call of tool `name` is answered so, and the host meters this for it, as for a program
     /// that it ran: the reply carries it beside `output`, as `usage`.
     #[must_use]
     pub fn tool_metered(self, name: &str, reply: ToolReply, usage: Usage) -> Self {
-        self.tool_costing(name, Ok(reply), usage)
+        self.tool_scripted(name, Ok((reply, usage)))
     }
 
-    fn tool_costing(self, name: &str, answer: Result<ToolReply, CallError>, usage: Usage) -> Self {
-        self.lock().tools.entry(name.to_owned()).or_default().push_back((answer, usage));
+    fn tool_scripted(self, name: &str, answer: ToolAnswer) -> Self {
+        self.lock().tools.entry(name.to_owned()).or_default().push_back(answer);
         self
     }
 

@@ -16,6 +16,8 @@ use crate::report::{Report, Status};
 use crate::usage::Usage;
 
 type LlmAnswers = Box<dyn FnMut(&LlmRequest) -> Result<LlmReply, CallError> + Send>;
+/// With what the host meters for it.
+pub(super) type ToolAnswer = Result<(ToolReply, Usage), CallError>;
 type ToolAnswers = Box<dyn FnMut(&Value) -> Result<ToolReply, CallError> + Send>;
 
 /// Largest request of a runner, longest name of a phase and key of a state, largest value under one
@@ -35,7 +37,7 @@ pub(super) struct World {
     pub stopping: bool,
     pub llm: VecDeque<Result<LlmReply, CallError>>,
     pub llm_with: Option<LlmAnswers>,
-    pub tools: HashMap<String, VecDeque<(Result<ToolReply, CallError>, Usage)>>,
+    pub tools: HashMap<String, VecDeque<ToolAnswer>>,
     pub tools_with: HashMap<String, ToolAnswers>,
     pub decisions: VecDeque<Value>,
     pub faults: Vec<Fault>,
@@ -240,7 +242,9 @@ impl World {
                 let name = text(request, "name")?;
                 let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
                 if name.is_empty() || name.len() > NAME_MAX || !name.chars().all(plain) {
-                    return Err(CallError::invalid("a phase's name is a short word"));
+                    return Err(CallError::invalid(
+                        "a phase's name is a word of at most 128 letters, digits, `_`, `-` and `.`",
+                    ));
                 }
                 self.phases.push(name);
             }
@@ -265,7 +269,7 @@ impl World {
                 self.put_bytes += bytes;
                 self.puts.insert(key, request["value"].clone());
             }
-            other => return Err(CallError::invalid(format!("there is no call named {other:?}"))),
+            other => return Err(method::unknown(other)),
         }
         Ok(json!({}))
     }
@@ -385,8 +389,9 @@ impl FakeHost {
 
     fn run_tool(&self, call: &ToolCall) -> Result<Value, CallError> {
         let scripted = self.lock().tools.get_mut(&call.name).and_then(VecDeque::pop_front);
-        if let Some((reply, usage)) = scripted {
-            let mut reply = to_value(&reply?)?;
+        if let Some(scripted) = scripted {
+            let (reply, usage) = scripted?;
+            let mut reply = to_value(&reply)?;
             if !usage.is_zero() {
                 reply["usage"] = to_value(&usage)?;
             }

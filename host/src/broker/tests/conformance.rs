@@ -416,7 +416,11 @@ fn the_fake_ends_attempts_as_the_daemon_does() {
             asks(vec![llm("one"), read("a.md"), llm("two"), put(2), llm("three"), get(), usage(1)]);
         moves.push(End(Ending::Imposed));
         moves.extend(asks(vec![llm("one"), read("a.md"), llm("two"), put(2), llm("three"), get()]));
-        let seen = same(&format!("a budget of {calls}"), Setting { calls: Some(calls), ..Setting::default() }, &moves);
+        let seen = same(
+            &format!("a budget of {calls}"),
+            Setting { calls: Some(calls), ..Setting::default() },
+            &moves,
+        );
         assert!(seen[0].to_string().contains(code::BUDGET_EXHAUSTED), "{seen:?}");
     }
     let mut moves = asks(vec![llm("one"), put(2), usage(5)]);

@@ -70,7 +70,13 @@ pub fn run(args: &NewArgs, context: &Context) -> anyhow::Result<()> {
     let params = if args.lang == Lang::Rust { ", params: {style: in three words}" } else { "" };
     let fill = |text: &str| {
         let known = [("name", args.name.as_str()), ("api", &api), ("so", &so), ("steps", &steps)];
-        let more = [("play", play.as_str()), ("file", &file), ("params", params), ("header", &header), ("guide", guide)];
+        let more = [
+            ("play", play.as_str()),
+            ("file", &file),
+            ("params", params),
+            ("header", &header),
+            ("guide", guide),
+        ];
         known
             .into_iter()
             .chain(more)
@@ -95,7 +101,8 @@ pub fn run(args: &NewArgs, context: &Context) -> anyhow::Result<()> {
         files::create_new(&path, fill(text).as_bytes(), files::SHARED)?;
         written.push(*name);
     }
-    let view = json!({"name": args.name, "dir": dir, "created": written, "plugin": dir.join(&so), "next": next});
+    let view =
+        json!({"name": args.name, "dir": dir, "created": written, "plugin": dir.join(&so), "next": next});
     emit(context.style, &view, |_| {
         let (dir, written, next) = (dir.display(), written.join(", "), next.join("\n  "));
         format!("made {dir}: {written}\n\nnext:\n  cd {dir}\n  {next}")

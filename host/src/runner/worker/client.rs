@@ -21,7 +21,7 @@ use super::protocol::{LogLine, error_from_wire};
 use crate::domain::handover::Waiting;
 use crate::runner::load_error::LoadError;
 use crate::runner::{
-    Death, HostCalls, Instances, Isolation, RunnerBackend, RunnerError, RunnerIdentity, method,
+    Death, HostCalls, Instances, Isolation, RunnerBackend, RunnerError, RunnerIdentity, method, report_of,
 };
 use crate::sys::sandbox::Reached;
 
@@ -225,8 +225,7 @@ impl RunnerBackend for Worker {
                     instance.state = None;
                 }
                 self.give_back(instance);
-                let report = answer?;
-                serde_json::from_slice(&report).map_err(|error| RunnerError::BadReport(error.to_string()))
+                report_of(&answer?)
             }
             Err(trouble) => Err(self.died(&instance.process, &trouble, phase)),
         }

@@ -271,8 +271,7 @@ impl HostCalls for CycleHost {
         } else {
             None
         };
-        let length = u8::try_from(name.len())
-            .map_err(|_| CallError::invalid(format!("there is no call named {name:?}")))?;
+        let length = u8::try_from(name.len()).map_err(|_| method::unknown(name))?;
         if HEAD + 1 + name.len() + request.len() > MAX_PAYLOAD {
             return Err(CallError::invalid(format!("a request has at most {MAX_PAYLOAD} bytes")));
         }

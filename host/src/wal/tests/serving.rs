@@ -6,7 +6,8 @@ use super::*;
 use crate::domain::mandate::CycleEnd;
 use crate::domain::schedule::{MandateBounds, Overlap};
 use crate::store::{
-    ClaimRequest, FinishRequest, MandateCommand, NewEvent, NewMandate, Origin, RunnerOffer, SqliteStore, Store,
+    ClaimRequest, FinishRequest, MandateCommand, NewEvent, NewMandate, Origin, RunnerOffer, SqliteStore,
+    Store,
 };
 
 #[test]

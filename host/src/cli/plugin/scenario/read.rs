@@ -23,18 +23,6 @@ const DAY: Duration = Duration::from_secs(86_400);
 /// 2026-01-01T00:00:00Z, a time that no test depends on by accident.
 const START: i64 = 1_767_225_600;
 
-const CALLS: [&str; 10] = [
-    method::LLM,
-    method::TOOL,
-    method::PROPOSE,
-    method::USAGE,
-    method::NOW,
-    method::RANDOM,
-    method::PHASE,
-    method::STATE_GET,
-    method::STATE_PUT,
-    method::PROGRESS,
-];
 /// All keys of the replies of every kind.
 const REPLY_KEYS: [&str; 9] =
     ["llm", "tool", "decision", "error", "model", "stop_reason", "usage", "output", "refuses"];
@@ -282,19 +270,20 @@ fn fault(node: &Node, path: String, ctx: &mut Context<'_>) -> Option<Fault> {
     map.finish(ctx);
     let what = strikes.pop();
     if what.is_none() || !strikes.is_empty() {
-        let remedy = "write one of `answer: CODE`, `takes: 30s`, `cancel: true`, `deadline: true` and `crash: true`";
+        let remedy =
+            "write one of `answer: CODE`, `takes: 30s`, `cancel: true`, `deadline: true` and `crash: true`";
         ctx.error(span, &shown, "a fault does one thing", remedy);
     }
     Some(Fault { call, nth, what: what? })
 }
 
 fn known_call(call: &str, at: Span, key: &str, ctx: &mut Context<'_>) {
-    if CALLS.contains(&call) || call.strip_prefix("tool:").is_some_and(|name| !name.is_empty()) {
+    if method::ALL.contains(&call) || call.strip_prefix("tool:").is_some_and(|name| !name.is_empty()) {
         return;
     }
-    let remedy = match nearest(call, CALLS) {
+    let remedy = match nearest(call, method::ALL) {
         Some(word) => format!("did you mean `{word}`?"),
-        None => format!("known are {} and `tool:NAME`", CALLS.join(", ")),
+        None => format!("known are {} and `tool:NAME`", method::ALL.join(", ")),
     };
     ctx.error(at, key, "no such call", remedy);
 }
