@@ -130,7 +130,7 @@ fn a_grant_that_the_disk_does_not_hold_takes_one_runner_out_until_it_is_mended()
         root.json(&["reload"]);
         assert_eq!(row(&root)["state"], "active", "{what}");
         root.set_daemon_yml(&granted("in", ""));
-        root.json(&["reload"]);
+        assert_eq!(root.cli(&["reload"]).code, 1, "it is out of service");
         bad(row(&root));
         assert_eq!(daemon.stop().unwrap(), 0);
         let _ = fs::remove_file(at("in"));

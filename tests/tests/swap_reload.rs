@@ -26,9 +26,11 @@ fn edit(root: &Root, from: &str, to: &str) {
     root.json(&["reload"]);
 }
 
-fn distrust(root: &Root, sha256: &Value) {
+/// A runner that has nothing else to serve it is out of service then, and the exit code says so.
+fn distrust(root: &Root, sha256: &Value, exit: i32) {
     root.json(&["plugin", "trust", "--remove", sha256.as_str().unwrap()]);
-    root.json(&["reload"]);
+    let ran = root.cli(&["reload"]);
+    assert_eq!(ran.code, exit, "{}", ran.stderr);
 }
 
 fn path(file: &Path) -> String {
@@ -53,7 +55,7 @@ fn a_version_whose_trust_was_withdrawn_does_not_come_back() -> Result<()> {
     let root = isolated("plain", LONG_TRIAL, "process");
     let _daemon = root.start()?;
     let view = swapped(&root, &trusted(&root, "traps-panic"));
-    distrust(&root, &view["from"]);
+    distrust(&root, &view["from"], 0);
     let ran = root.cli(&["plugin", "rollback", "v", "--json"]);
     assert!(ran.code != 0 && ran.stderr.contains("is not trusted"), "{} {}", ran.stdout, ran.stderr);
     assert_eq!(serving(&root)["generation"], view["generation"], "what serves goes on");
@@ -114,7 +116,7 @@ fn a_version_on_trial_that_loses_its_trust_can_be_taken_back() -> Result<()> {
     let root = isolated("plain", LONG_TRIAL, "process");
     let _daemon = root.start()?;
     let view = swapped(&root, &trusted(&root, "b"));
-    distrust(&root, &view["generation"]);
+    distrust(&root, &view["generation"], 1);
     assert_eq!(serving(&root)["code"], "untrusted");
     let id = root.add("work", &[]);
     root.json(&["plugin", "rollback", "v"]);
@@ -132,7 +134,7 @@ fn trust_that_ends_counts_also_when_the_configured_file_is_gone() -> Result<()> 
     fs::remove_file(configured(&root)).unwrap();
     root.json(&["reload"]);
     assert_eq!(serving(&root)["generation"], sha256, "a file that is gone is no reason to stop");
-    distrust(&root, &sha256);
+    distrust(&root, &sha256, 1);
     let slot = serving(&root);
     assert_eq!(slot["state"], "unavailable", "{slot}");
     Ok(())

@@ -17,17 +17,17 @@ use super::reload::Trusted;
 use super::{broker, dispatch_settings, limits, reload, runner_configs, schedule_set, slots, swaps};
 use crate::attach::{BudgetView, Source};
 use crate::boot::settings::Settings;
-use crate::config::{DaemonConfig, Env, Level, Quarantined};
+use crate::config::{DaemonConfig, Diff, Env, Level, Quarantined};
 use crate::daemon::chronos::{Chronos, Loaded};
 use crate::daemon::dispatch::Dispatch;
 use crate::daemon::heartbeat::Pulse;
 use crate::daemon::lifecycle;
-use crate::daemon::mailbox::{Mailbox, Part, Phase, Reloaded};
+use crate::daemon::mailbox::{Mailbox, Part, Phase, Reloaded, RunnerNews};
 use crate::daemon::swap::{self, Swaps};
 use crate::daemon::vitals::Vitals;
 use crate::daemon::wallet::Wallet;
 use crate::domain::budget;
-use crate::runner::Runners;
+use crate::runner::{NotTaken, Runners};
 use crate::store::{DayTotals, GenerationRow, GenerationStore, SqliteStore, Store, views};
 use crate::sys::clock::Clock;
 use crate::sys::entropy::Entropy;
@@ -221,27 +221,50 @@ impl Office {
             Arc::clone(&self.parts.settings.zones),
         );
         let mut done = Reloaded::default();
+        let served = reload::served(&self.parts.runners);
         done.daemon_yml = match settings {
             Err(error) => done.refused(&error),
             Ok(settings) => {
                 done.warnings.extend(settings.warnings.problems.iter().map(ToString::to_string));
                 match self.apply(&settings).await {
-                    Ok((applied, needs_restart)) => {
-                        let changed = applied.len() + needs_restart.len() > 0;
-                        (done.applied, done.needs_restart) = (applied, needs_restart);
+                    Ok((diff, not_taken)) => {
+                        let changed = diff.took_effect.len() + diff.needs_restart.len() > 0;
+                        (done.applied, done.needs_restart) = (diff.took_effect, diff.needs_restart);
                         done.noticed = self.notice().await;
-                        if changed { Part::InEffect } else { Part::Unchanged }
+                        match (not_taken.is_empty(), changed) {
+                            (false, _) => self.not_taken(&not_taken, &mut done),
+                            (true, true) => Part::InEffect,
+                            (true, false) => Part::Unchanged,
+                        }
                     }
                     Err(error) => done.refused(&error),
                 }
             }
         };
+        done.runners.extend(reload::out_of_service(&self.parts.runners, &served));
         // Bad daemon.yml leaves it as it was; the schedules are a file of their own.
         done.schedules_yml = match self.parts.settings.schedules() {
             Err(error) => done.refused(&error),
             Ok(file) => self.reload_schedules(file, &mut done).await,
         };
         done
+    }
+
+    /// Tells of entries that were not put in force.
+    fn not_taken(&self, not_taken: &[NotTaken], done: &mut Reloaded) -> Part {
+        for entry in not_taken {
+            let key = DaemonConfig::key_of(&["runners", &entry.runner]);
+            done.applied.retain(|applied| *applied != key && !applied.starts_with(&format!("{key}.")));
+            done.problems.push(entry.told());
+            done.runners.push(RunnerNews {
+                runner: entry.runner.clone(),
+                serves: true,
+                code: entry.error.code.to_owned(),
+                message: entry.error.message.clone(),
+                remedy: entry.error.remedy.clone(),
+            });
+        }
+        Part::InPart
     }
 
     async fn reload_schedules(&self, file: crate::config::SchedulesFile, done: &mut Reloaded) -> Part {
@@ -276,7 +299,7 @@ impl Office {
     }
 
     /// Puts a new configuration in force, all of it that can be.
-    async fn apply(&self, settings: &Settings) -> anyhow::Result<(Vec<String>, Vec<String>)> {
+    async fn apply(&self, settings: &Settings) -> anyhow::Result<(Diff, Vec<NotTaken>)> {
         let parts = &self.parts;
         let config = &settings.config;
         let zone = settings.zones.get(&config.budget.timezone)?;
@@ -300,15 +323,17 @@ impl Office {
         parts.swaps.configure(swaps::settings(config));
         let (generations, now) = (parts.store.clone(), parts.clock.now());
         let adopted = tokio::task::spawn_blocking(move || {
-            runners.configure(configs);
-            swap::adopt(&runners, &generations, now)
+            let not_taken = runners.configure(configs);
+            swap::adopt(&runners, &generations, now)?;
+            swap::refuse_entries(&not_taken, &generations, now)?;
+            Ok::<_, crate::store::Error>(not_taken)
         });
         let adopted = adopted.await?;
         parts.swaps.configured_anew().await;
         parts.dispatch.runners_changed();
-        adopted?;
+        let not_taken = adopted?;
         *lock(&self.config) = config.clone();
-        Ok((diff.took_effect, diff.needs_restart))
+        Ok((diff, not_taken))
     }
 
     /// What happened to the files that the configuration names.

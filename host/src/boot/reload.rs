@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use crate::daemon::mailbox::RunnerNews;
 use crate::daemon::swap::{SwapRequest, Swaps};
 use crate::runner::trust::list::TrustList;
 use crate::runner::{Noticed, Runners};
@@ -41,6 +42,22 @@ impl Trusted {
             .collect();
         (!said.is_empty()).then(|| format!("trust: {}; it counts from now on", said.join(", ")))
     }
+}
+
+/// The runners that something serves.
+pub(super) fn served(runners: &Runners) -> BTreeSet<String> {
+    runners.status().into_iter().filter(|slot| slot.identity.is_some()).map(|slot| slot.name).collect()
+}
+
+/// Of these, the ones that are still configured and that nothing serves any more. Says so in the log.
+pub(super) fn out_of_service(runners: &Runners, served: &BTreeSet<String>) -> Vec<RunnerNews> {
+    let lost = runners.status().into_iter().filter(|slot| served.contains(&slot.name));
+    let news = lost.filter_map(|slot| Some((slot.name, slot.error?))).map(|(runner, error)| {
+        let (message, remedy) = (error.message, error.remedy);
+        tracing::error!(runner, code = error.code, why = message, remedy, "runner_out_of_service");
+        RunnerNews { runner, serves: false, code: error.code.to_owned(), message, remedy }
+    });
+    news.collect()
 }
 
 /// Looks at the files of every runner that serves, and does what follows: a replaced file goes

@@ -2,6 +2,7 @@
 //! differ or nothing serves.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
@@ -9,7 +10,7 @@ use super::office::Parts;
 use crate::config::DaemonConfig;
 use crate::daemon::dispatch::ports::OpenServices;
 use crate::domain::generation::GenerationState;
-use crate::runner::RunnerStatus;
+use crate::runner::{NotTaken, RunnerStatus, RunnerStatusError};
 use crate::store::GenerationStore;
 use crate::sys::sandbox::Reached;
 
@@ -52,13 +53,11 @@ fn view(
     };
     let open = parts.daemon.then(|| parts.swaps.open(name)).flatten();
     let open = open.map(|open| open.in_short());
-    let sources = parts.runners.config(name).ok().flatten().map(|config| parts.runners.sources(&config));
-    let (configured, path) = sources.map(|sources| (sources.configured, sources.file)).unwrap_or_default();
+    let wanted = wanted(parts, name, slot);
     let serves = identity.map(|identity| &identity.generation);
-    let as_configured = serves.is_none() || serves == configured.as_ref();
-    let path = path.map(|path| path.display().to_string());
+    let as_configured = serves.is_none() || serves == wanted.generation.as_ref();
     let file = match serves {
-        Some(_) if as_configured => path.clone(),
+        Some(_) if as_configured => wanted.file.clone(),
         Some(serves) => origin(parts, name, serves),
         None => None,
     };
@@ -73,7 +72,9 @@ fn view(
         "abi": identity.map(|identity| &identity.abi),
         "generation": serves,
         "file": file,
-        "configured": {"plugin": plugin, "file": path, "generation": configured, "serves": as_configured},
+        "configured": {"plugin": plugin, "file": wanted.file, "generation": wanted.generation,
+            "serves": as_configured, "code": wanted.error.as_ref().map(|error| error.code),
+            "reason": wanted.error.as_ref().map(|error| &error.message)},
         "state": state,
         "held_until": held.as_ref().map(|held| held.until),
         "sandbox": sandbox.map(|reached| reached.level),
@@ -89,6 +90,27 @@ fn view(
         "remedy": error.map(|error| &error.remedy),
         "looked": error.map(|error| &error.looked),
     })
+}
+
+/// The file that the configuration names.
+#[derive(Default)]
+struct Wanted {
+    file: Option<String>,
+    generation: Option<String>,
+    /// Why it cannot serve.
+    error: Option<RunnerStatusError>,
+}
+
+/// Of the entry in force; of a newer one where that was not put in force.
+fn wanted(parts: &Parts, name: &str, slot: Option<&RunnerStatus>) -> Wanted {
+    let file = |file: &Option<PathBuf>| file.as_ref().map(|file| file.display().to_string());
+    if let Some(NotTaken { file: at, sha256, error, .. }) = slot.and_then(|slot| slot.not_taken.as_ref()) {
+        return Wanted { file: file(at), generation: sha256.clone(), error: Some(error.clone()) };
+    }
+    let Some(config) = parts.runners.config(name).ok().flatten() else { return Wanted::default() };
+    let sources = parts.runners.sources(&config);
+    let error = sources.error.as_ref().map(RunnerStatusError::from);
+    Wanted { file: file(&sources.file), generation: sources.configured, error }
 }
 
 /// Where the file of what serves came from when it was swapped in.

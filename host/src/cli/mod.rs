@@ -65,7 +65,8 @@ enum Command {
     Run(run::RunArgs),
     /// Stop the daemon gracefully and wait until it has ended; exit 9 when cycles had to be cut off
     Stop,
-    /// Read the configuration again; exit 2 when part of it is bad: the answer says what counts
+    /// Read the configuration again; exit 2 when part of it is bad: the answer says what counts; exit 1 when
+    /// a runner is out of service by it
     Reload,
     /// One glance: what runs, what waits, when the last cycle was
     Status,

@@ -97,13 +97,28 @@ pub async fn why(context: &Context, schedule: &str, occurrence: &str) -> anyhow:
 /// `kairos reload`.
 ///
 /// # Errors
-/// No daemon; or something of the new configuration is bad and what was before stays of it: exit 2, with
-/// `partly_applied` when the rest counts and `config_invalid` when nothing new does.
+/// No daemon; a runner is out of service by it: exit 1, `out_of_service`; or something of the new
+/// configuration is bad and what was before stays of it: exit 2, with `partly_applied` when the rest counts and
+/// `config_invalid` when nothing new does.
 pub async fn reload(context: &Context) -> anyhow::Result<()> {
     let answer = context.daemon().await?.post("/v1/admin/reload", &json!({})).await?;
     let reload = &answer["reload"];
     emit(context.style, &answer, |_| reloaded(reload))?;
     let problems = words(reload, "problems");
+    let lost: Vec<&Value> = reload["runners"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|runner| runner["serves"] == false)
+        .collect();
+    if let Some(first) = lost.first() {
+        let told = |runner: &&Value| {
+            format!("runner {} is out of service: {}", cell(&runner["runner"]), cell(&runner["message"]))
+        };
+        let all: Vec<String> = lost.iter().map(told).chain(problems).collect();
+        let failure = Failure::new(code::FAILED, "out_of_service", all.join("\n"));
+        return Err(failure.remedy(cell(&first["remedy"])).into());
+    }
     if problems.is_empty() {
         return Ok(());
     }
@@ -134,6 +149,16 @@ fn reloaded(reload: &Value) -> String {
         let restart = words(reload, "needs_restart");
         lines.push(match daemon.as_str() {
             "refused" => "daemon.yml: refused, what was before stays".to_owned(),
+            "in_part" => {
+                let aside: Vec<String> = reload["runners"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .filter(|runner| runner["serves"] == true)
+                    .map(|runner| format!("runners.{}", cell(&runner["runner"])))
+                    .collect();
+                format!("daemon.yml: in effect but for {}, as before", aside.join(", "))
+            }
             "in_effect" if keys.is_empty() => "daemon.yml: read".to_owned(),
             "in_effect" => format!("daemon.yml: in effect: {}", keys.join(", ")),
             _ => "daemon.yml: unchanged".to_owned(),
@@ -243,10 +268,16 @@ fn in_a_word(list: &Value) -> Value {
         let configured = &runner["configured"];
         let word = match (&configured["serves"], &configured["generation"]) {
             (Value::Bool(true), _) => cell(&configured["plugin"]),
+            (_, _) if configured["code"] == "not_found" => {
+                format!("{}, not there", cell(&configured["plugin"]))
+            }
+            (_, _) if configured["code"].is_string() => {
+                format!("{}, not taken ({})", cell(&configured["plugin"]), cell(&configured["code"]))
+            }
             (_, Value::String(sha256)) => {
                 format!("{} ({}), not serving", cell(&configured["plugin"]), &sha256[..sha256.len().min(12)])
             }
-            _ => format!("{}, not there", cell(&configured["plugin"])),
+            _ => cell(&configured["plugin"]),
         };
         runner["configured"] = word.into();
     }
@@ -321,10 +352,16 @@ mod tests {
 
     #[test]
     fn a_slot_shows_what_is_configured_where_it_does_not_serve() {
-        let slot = |serves: bool, sha256: Option<&str>| json!([{"swap": null, "configured": {"plugin": "./a.so", "generation": sha256, "serves": serves}}]);
-        let word = |list: &Value| in_a_word(list)[0]["configured"].clone();
-        assert_eq!(word(&slot(true, Some("0123456789abcdef"))), "./a.so");
-        assert_eq!(word(&slot(false, Some("0123456789abcdef"))), "./a.so (0123456789ab), not serving");
-        assert_eq!(word(&slot(false, None)), "./a.so, not there");
+        let word = |serves: bool, sha256: Option<&str>, code: Option<&str>| {
+            let configured =
+                json!({"plugin": "./a.so", "generation": sha256, "serves": serves, "code": code});
+            in_a_word(&json!([{"swap": null, "configured": configured}]))[0]["configured"].clone()
+        };
+        let sha256 = Some("0123456789abcdef");
+        assert_eq!(word(true, sha256, None), "./a.so");
+        assert_eq!(word(false, sha256, None), "./a.so (0123456789ab), not serving");
+        assert_eq!(word(false, None, Some("not_found")), "./a.so, not there");
+        assert_eq!(word(false, None, Some("empty")), "./a.so, not taken (empty)");
+        assert_eq!(word(false, sha256, Some("crashed")), "./a.so, not taken (crashed)");
     }
 }

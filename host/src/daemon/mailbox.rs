@@ -126,6 +126,10 @@ pub struct Reloaded {
     /// What happened to files that the configuration names, and what follows, for people.
     #[serde(default)]
     pub noticed: Vec<String>,
+    /// Runners that the reload took out of service, and entries that it did not put in force since their
+    /// file may not serve.
+    #[serde(default)]
+    pub runners: Vec<RunnerNews>,
     /// What is wrong with the new files; when the daemon's own file has problems the old configuration stays whole.
     pub problems: Vec<String>,
     /// What is right and yet worth a look.
@@ -144,6 +148,21 @@ impl Reloaded {
         self.problems.push(why.to_string());
         Part::Refused
     }
+}
+
+/// What a reload has to say of a runner.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunnerNews {
+    /// Which.
+    pub runner: String,
+    /// True where what served before goes on; false where nothing serves it any more.
+    pub serves: bool,
+    /// The word for what is wrong.
+    pub code: String,
+    /// The same for people.
+    pub message: String,
+    /// What to do about it.
+    pub remedy: String,
 }
 
 /// What became of one file in a reload.

@@ -51,7 +51,7 @@ pub use manifest::PluginFile;
 pub use plugin_store::PluginStore;
 pub use rust_abi::RustAbi;
 pub use search::SearchPath;
-pub use slot::{RunnerStatus, RunnerStatusError, Runners};
+pub use slot::{NotTaken, RunnerStatus, RunnerStatusError, Runners};
 pub use swap::{FlipFigures, Noticed, Pin, Sources};
 pub use worker::{Worker, WorkerFactory, WorkerSpec};
 

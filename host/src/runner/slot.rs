@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::generation::Generation;
-use super::launch::{Launcher, RunnerConfig};
+use super::launch::{Launcher, Pace, RunnerConfig};
 use super::load_error::LoadError;
 use super::manifest::PluginFile;
 use super::pool::Pool;
@@ -39,6 +39,39 @@ pub struct RunnerStatus {
     pub sandbox: Option<Reached>,
     /// Why nothing may begin on it for a moment: its state is being handed over.
     pub held: Option<String>,
+    /// The entry that the configuration has for it by now, where that was not put in force.
+    pub not_taken: Option<NotTaken>,
+}
+
+/// A new entry of a runner that is not in force, since its file may not take the place of what serves.
+/// That goes on, as its former entry says.
+#[derive(Clone, Debug, Serialize)]
+pub struct NotTaken {
+    /// The runner.
+    pub runner: String,
+    /// What the entry names.
+    pub plugin: String,
+    /// Where that is, when there is something.
+    pub file: Option<PathBuf>,
+    /// Of its content, when it is a plugin.
+    pub sha256: Option<String>,
+    /// Name and version from its manifest.
+    #[serde(skip)]
+    pub identity: Option<(String, String)>,
+    /// True when it was tried, and not only looked at.
+    #[serde(skip)]
+    pub tried: bool,
+    /// What is wrong with it.
+    pub error: RunnerStatusError,
+}
+
+impl NotTaken {
+    /// In one sentence, for people.
+    #[must_use]
+    pub fn told(&self) -> String {
+        let Self { runner, plugin, error, .. } = self;
+        format!("runner {runner}: {plugin} is not taken: {}; what served before goes on", error.told())
+    }
 }
 
 /// Why a slot is empty.
@@ -82,6 +115,8 @@ pub(super) struct Slot {
     pub(super) pinned: BTreeMap<String, Arc<Generation>>,
     /// See [`RunnerStatus::held`].
     pub(super) held: Option<String>,
+    /// See [`RunnerStatus::not_taken`].
+    not_taken: Option<NotTaken>,
 }
 
 impl Slot {
@@ -90,7 +125,7 @@ impl Slot {
         pool: Arc<Pool>,
         current: Result<Arc<Generation>, LoadError>,
     ) -> Self {
-        Self { config, pool, current, pinned: BTreeMap::new(), held: None }
+        Self { config, pool, current, pinned: BTreeMap::new(), held: None, not_taken: None }
     }
 }
 
@@ -119,23 +154,84 @@ impl Runners {
     }
 
     /// Makes the configured runners these. Slots whose entry did not change keep what they have,
-    /// builtins stay, and cycles under way finish on the generation they hold.
-    pub fn configure(&self, configs: Vec<RunnerConfig>) {
+    /// builtins stay, and cycles under way finish on the generation they hold. Another file than the
+    /// one that serves is tried first: gives the entries whose file may not take its place.
+    pub fn configure(&self, configs: Vec<RunnerConfig>) -> Vec<NotTaken> {
         let names: Vec<String> = configs.iter().map(|config| config.name.clone()).collect();
+        let mut not_taken = Vec::new();
         for config in configs {
             let same =
                 self.read().get(&config.name).is_some_and(|slot| slot.config.as_ref() == Some(&config));
             if same {
                 // Its file may have been mended meanwhile; one that serves is left alone.
                 let _ = self.retry(&config.name);
+                self.note_not_taken(&config.name, None);
                 continue;
             }
             let pool = Arc::new(Pool::new(&config.name));
-            let current = self.load_current(&config, &pool, None);
-            let name = config.name.clone();
-            self.write().insert(name, Slot::new(Some(config), pool, current));
+            match self.load_in_place(&config, &pool) {
+                Ok(current) => {
+                    let name = config.name.clone();
+                    self.write().insert(name, Slot::new(Some(config), pool, current));
+                }
+                Err(refused) => {
+                    self.note_not_taken(&config.name, Some((*refused).clone()));
+                    not_taken.push(*refused);
+                }
+            }
         }
         self.write().retain(|name, slot| slot.config.is_none() || names.contains(name));
+        not_taken
+    }
+
+    /// What is to be in the slot of a new entry. Where that is another file than the one that serves, it
+    /// must have come through a trial and a load.
+    fn load_in_place(
+        &self,
+        config: &RunnerConfig,
+        pool: &Arc<Pool>,
+    ) -> Result<Result<Arc<Generation>, LoadError>, Box<NotTaken>> {
+        // Also where a pin has something in store: the operator has just named this very file.
+        let found = self.launcher.find(&config.plugin).and_then(|_| self.file_of(config));
+        let is_in_use = match (self.current(&config.name), &found) {
+            (Err(_), _) => return Ok(self.load_current(config, pool, None)),
+            (Ok(serves), Ok(plugin)) => plugin.sha256 == serves.identity().generation,
+            (Ok(_), Err(_)) => false,
+        };
+        if is_in_use {
+            return Ok(self.load_current(config, pool, None));
+        }
+        let mut tried = false;
+        let plugin = found.as_ref().ok();
+        let come_through = |plugin: &PluginFile| {
+            self.isolation_for(config, plugin)?;
+            tried = true;
+            self.on_trial(config, plugin, Pace::Usual)?;
+            self.load_current(config, pool, None)
+        };
+        match found.as_ref().map_err(Clone::clone).and_then(come_through) {
+            Ok(current) => Ok(Ok(current)),
+            Err(error) => Err(Box::new(NotTaken {
+                runner: config.name.clone(),
+                plugin: config.plugin.clone(),
+                file: plugin.and_then(|plugin| plugin.origin.clone()),
+                sha256: plugin.map(|plugin| plugin.sha256.clone()),
+                identity: plugin
+                    .map(|plugin| (plugin.manifest.name.clone(), plugin.manifest.version.clone())),
+                tried,
+                error: RunnerStatusError::from(&error),
+            })),
+        }
+    }
+
+    fn note_not_taken(&self, name: &str, not_taken: Option<NotTaken>) {
+        if let Some(refused) = &not_taken {
+            let RunnerStatusError { code, message, remedy, .. } = &refused.error;
+            tracing::warn!(runner = name, plugin = %refused.plugin, code, why = message, remedy, "runner_entry_not_taken");
+        }
+        if let Some(slot) = self.write().get_mut(name) {
+            slot.not_taken = not_taken;
+        }
     }
 
     /// Puts a runner of this program in a slot.
@@ -236,6 +332,7 @@ impl Runners {
             error: slot.current.as_ref().err().map(RunnerStatusError::from),
             sandbox: sandbox_of(slot),
             held: slot.held.clone(),
+            not_taken: slot.not_taken.clone(),
         };
         self.read().iter().map(status).collect()
     }
@@ -244,9 +341,10 @@ impl Runners {
     #[must_use]
     pub fn degraded(&self) -> Vec<(String, String)> {
         let why = |(name, slot): (&String, &Slot)| {
-            let text = match &slot.current {
-                Err(error) => format!("runner {name}: {}", error.told()),
-                Ok(current) => {
+            let text = match (&slot.current, &slot.not_taken) {
+                (Err(error), _) => format!("runner {name}: {}", error.told()),
+                (Ok(_), Some(refused)) => refused.told(),
+                (Ok(current), None) => {
                     let reached =
                         current.backend().sandbox().filter(|reached| reached.level < Level::Full)?;
                     format!("the sandbox of runner {name} is {reached}")

@@ -41,6 +41,8 @@ pub struct Sources {
     pub configured: Option<String>,
     /// Where that is.
     pub file: Option<PathBuf>,
+    /// Why it is nothing that could serve, as far as looking at it tells.
+    pub error: Option<LoadError>,
     /// The pin that counts.
     pub pin: Option<Pin>,
 }
@@ -233,12 +235,13 @@ impl Runners {
     /// The files behind a slot's entry. Reads the configured one.
     #[must_use]
     pub fn sources(&self, config: &RunnerConfig) -> Sources {
-        let found = self.launcher.find(&config.plugin).ok();
-        let (configured, file) = found.map(|plugin| (plugin.sha256, plugin.origin)).unzip();
-        let file = file.flatten();
+        let (configured, file, error) = match self.launcher.find(&config.plugin) {
+            Ok(plugin) => (Some(plugin.sha256), plugin.origin, None),
+            Err(error) => (None, None, Some(error)),
+        };
         let pins = self.pins.read().unwrap_or_else(PoisonError::into_inner);
         let pin = pins.pin(&config.name, configured.as_deref()).cloned();
-        Sources { configured, file, pin }
+        Sources { configured, file, error, pin }
     }
 
     /// The file that a slot of this entry is served from: the configured one, or what was swapped

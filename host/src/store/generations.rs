@@ -62,8 +62,8 @@ pub struct NewRefusal {
     pub sha256: Option<String>,
     /// Name and version from its manifest, where there was one.
     pub identity: Option<(String, String)>,
-    /// The swap that brought it.
-    pub swap: String,
+    /// The swap that brought it; none where the configuration named it.
+    pub swap: Option<String>,
     /// Why.
     pub refused: Refused,
     /// Wall time.

@@ -28,7 +28,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::sync::watch as channel;
 
-pub use start::{adopt, barred, pins};
+pub use start::{adopt, barred, pins, refuse_entries};
 pub use view::{Refusal, Stage, SwapView};
 pub use watch::watch;
 

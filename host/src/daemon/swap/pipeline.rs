@@ -168,7 +168,7 @@ impl Inner {
         };
         let identity = seen.name.zip(seen.version);
         let (runner, source) = (seen.runner, seen.source);
-        let new = NewRefusal { runner, source, sha256, identity, swap: seen.id, refused, at };
+        let new = NewRefusal { runner, source, sha256, identity, swap: Some(seen.id), refused, at };
         self.parts.generations.refuse_file(new).await.map(drop)
     }
 

@@ -10,8 +10,8 @@ use super::trial::Trial;
 use super::view::{Stage, SwapView};
 use super::{Inner, Swaps, on_thread};
 use crate::domain::generation::GenerationState;
-use crate::runner::{Pin, Runners};
-use crate::store::{self, GenerationRow, GenerationStore, NewGeneration};
+use crate::runner::{NotTaken, Pin, Runners};
+use crate::store::{self, GenerationRow, GenerationStore, NewGeneration, NewRefusal, Refused};
 
 /// What serves in place of configured files, of rows that are open after a start: what was swapped
 /// in, and whatever serves where a version is barred.
@@ -97,6 +97,34 @@ pub fn adopt(
             at,
         };
         generations.adopt_generation(new, "configured".to_owned()).wait()?;
+    }
+    Ok(())
+}
+
+/// Records the files that new entries of the configuration name and that were not put in force. One
+/// that was judged bad does not serve by itself after the next start either.
+///
+/// # Errors
+/// The store's.
+pub fn refuse_entries(
+    not_taken: &[NotTaken],
+    generations: &dyn GenerationStore,
+    at: chrono::DateTime<chrono::Utc>,
+) -> store::Result<()> {
+    for entry in not_taken {
+        let stage = if entry.tried { Stage::Probe } else { Stage::Keep };
+        let (code, message) = (entry.error.code.to_owned(), entry.error.message.clone());
+        let file = entry.file.as_ref().map(|file| file.display().to_string());
+        let new = NewRefusal {
+            runner: entry.runner.clone(),
+            source: file.unwrap_or_else(|| entry.plugin.clone()),
+            sha256: entry.sha256.clone(),
+            identity: entry.identity.clone(),
+            swap: None,
+            refused: Refused { stage: stage.as_str().to_owned(), code, message },
+            at,
+        };
+        generations.refuse_file(new).wait()?;
     }
     Ok(())
 }

@@ -155,7 +155,7 @@ fn refuse(txn: &mut Txn<'_>, new: NewRefusal) -> Res<i64> {
         version,
         abi: String::new(),
         isolation: String::new(),
-        swap: Some(new.swap),
+        swap: new.swap,
         configured: None,
         source: Some(new.source),
         at: new.at,

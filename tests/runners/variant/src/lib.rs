@@ -34,6 +34,7 @@ impl CycleRunner for Variant {
         let mode = String::from_utf8_lossy(&black_box(&MODE)[15..]).trim().to_owned();
         match mode.as_str() {
             "refuses" => return Err(CallError::invalid("this version refuses its params")),
+            "aborts-new" => std::process::abort(),
             "never-new" => std::thread::sleep(Duration::from_secs(3600)),
             // A worker's environment is empty, a daemon's is not.
             "never-standby" if std::env::vars_os().next().is_some() => {

@@ -107,7 +107,7 @@ fn what_is_refused_says_where_and_why_and_is_neither_open_nor_needed() {
             source: "/tmp/empty.so".into(),
             sha256: None,
             identity: None,
-            swap: "s".into(),
+            swap: Some("s".into()),
             refused: refused.clone(),
             at: at(1),
         };
