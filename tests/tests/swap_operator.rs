@@ -153,3 +153,74 @@ fn a_reload_takes_trust_and_its_end_at_their_word() -> Result<()> {
     run(&root, &[])?;
     Ok(())
 }
+
+#[test]
+fn the_history_reads_by_time_newest_first() -> Result<()> {
+    let root = root("plain", NO_TRIAL);
+    let _daemon = root.start()?;
+    for mode in ["b", "unwell", "c"] {
+        let _ = swap(&root, &trusted(&root, mode));
+    }
+    wait_states(&root, &["active", "refused", "retired", "retired"])?;
+    let text = root.cli(&["plugin", "history", "v"]).stdout;
+    let mut lines = text.lines();
+    assert!(lines.next().unwrap().starts_with("SINCE"), "{text}");
+    let since: Vec<chrono::DateTime<chrono::Utc>> =
+        lines.map(|line| line.split_whitespace().next().unwrap().parse().unwrap()).collect();
+    assert_eq!(since.len(), 4, "{text}");
+    assert!(since.is_sorted_by(|newer, older| newer >= older), "{text}");
+    Ok(())
+}
+
+#[test]
+fn what_became_of_the_configured_file_is_named() -> Result<()> {
+    let root = root("plain", NO_TRIAL);
+    let _daemon = root.start()?;
+    let word = || {
+        let text = root.cli(&["plugin", "list"]).stdout;
+        (serving(&root)["configured"]["code"].clone(), text)
+    };
+    assert!(word().0.is_null());
+    fs::write(configured(&root).with_extension("tmp"), "")?;
+    install(&root, &configured(&root).with_extension("tmp"));
+    let (code, text) = word();
+    assert_eq!(code, "empty");
+    assert!(text.contains("not taken (empty)") && !text.contains("not there"), "{text}");
+    fs::remove_file(configured(&root))?;
+    let (code, text) = word();
+    assert_eq!(code, "not_found");
+    assert!(text.contains("not there"), "{text}");
+    run(&root, &[])?;
+    Ok(())
+}
+
+#[test]
+fn whatever_takes_a_plugins_name_in_a_watched_directory_is_told_or_taken() -> Result<()> {
+    let root = root("plain", &format!("{NO_TRIAL}\nplugins: {{watch: incoming}}"));
+    let _daemon = root.start()?;
+    root.wait_logged("plugins_watched")?;
+    let dir = root.path().join("incoming");
+    fs::create_dir(dir.join("directory.so"))?;
+    let kind = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(rustix::fs::CWD, dir.join("fifo.so"), kind, 0o600.into(), 0)?;
+    fs::create_dir(root.aside().join("moved.so"))?;
+    fs::rename(root.aside().join("moved.so"), dir.join("moved.so"))?;
+    for (name, code) in
+        [("directory.so", "is_a_directory"), ("fifo.so", "is_a_fifo"), ("moved.so", "is_a_directory")]
+    {
+        let told = |record: &Value| {
+            record["details"]["path"].as_str().unwrap().ends_with(name) && record["details"]["code"] == code
+        };
+        root.wait_for(name, || root.logged("watched_file_bad").iter().any(told).then_some(()))?;
+    }
+    assert!(root.logged("watched_file_waits").is_empty());
+    // A link is complete when it is made.
+    let next = trusted(&root, "b");
+    std::os::unix::fs::symlink(&next, dir.join("linked.so"))?;
+    root.wait_for("the linked version", || {
+        (serving(&root)["version"] == "0.1.0" && serving(&root)["file"] == dir.join("linked.so").to_str()?)
+            .then_some(())
+    })?;
+    assert!(run(&root, &[])?.starts_with("b after"));
+    Ok(())
+}

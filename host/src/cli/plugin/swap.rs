@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use chrono::{DateTime, Utc};
 use clap::Args;
 use hyper::Method;
 use serde_json::{Value, json};
@@ -148,8 +149,13 @@ pub async fn history(args: HistoryArgs, context: &Context) -> anyhow::Result<()>
     }
     let answer = context.client().await?.get(&path).await?;
     emit(context.style, &answer["history"], |list| {
+        let mut list = list.clone();
+        // The data has lives in their order; a person reads what happened when.
+        if let Some(lives) = list.as_array_mut() {
+            lives.sort_by_key(|life| std::cmp::Reverse(moment(&life["since"])));
+        }
         let keys = ["since", "runner", "name", "version", "state", "sha256", "source", "reason"];
-        let mut shown = rows(list, &keys);
+        let mut shown = rows(&list, &keys);
         for row in &mut shown {
             row[5].truncate(12);
             // A reason may have three lines; the first says what it is.
@@ -202,6 +208,10 @@ async fn follow(client: &Client, begun: Value, no_wait: bool, context: &Context)
 
 fn decided(seen: &Value) -> bool {
     ["canary", "drain", "done", "refused", "rolled_back"].iter().any(|stage| seen["stage"] == *stage)
+}
+
+fn moment(since: &Value) -> Option<DateTime<Utc>> {
+    since.as_str()?.parse().ok()
 }
 
 fn short(sha256: &Value) -> String {

@@ -33,7 +33,8 @@ pub async fn watch(swaps: Swaps, dir: PathBuf) -> std::io::Result<()> {
     let (ends, _alive) = pipe_with(PipeFlags::CLOEXEC)?;
     let (send, mut receive) = mpsc::channel(WAITING);
     let thread = std::thread::Builder::new().name("kairos-watch".to_owned());
-    thread.spawn(move || listen(&queue, &ends, &send))?;
+    let watched = dir.clone();
+    thread.spawn(move || listen(&queue, &watched, &ends, &send))?;
     tracing::info!(dir = %dir.display(), "plugins_watched");
     loop {
         match receive.recv().await {
@@ -57,7 +58,7 @@ struct Appeared {
 }
 
 /// Tells the names of files that are complete or begun, until `ends` is closed or nobody listens.
-fn listen(queue: &OwnedFd, ends: &OwnedFd, tell: &mpsc::Sender<std::io::Result<Appeared>>) {
+fn listen(queue: &OwnedFd, dir: &Path, ends: &OwnedFd, tell: &mpsc::Sender<std::io::Result<Appeared>>) {
     loop {
         let mut ready = [PollFd::new(queue, PollFlags::IN), PollFd::new(ends, PollFlags::IN)];
         match poll(&mut ready, None) {
@@ -65,7 +66,7 @@ fn listen(queue: &OwnedFd, ends: &OwnedFd, tell: &mpsc::Sender<std::io::Result<A
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return drop(tell.blocking_send(Err(error.into()))),
         }
-        let names = match appeared(queue) {
+        let names = match appeared(queue, dir) {
             Ok(names) => names.into_iter().map(Ok).collect(),
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Vec::new(),
             Err(error) => vec![Err(error)],
@@ -79,7 +80,7 @@ fn listen(queue: &OwnedFd, ends: &OwnedFd, tell: &mpsc::Sender<std::io::Result<A
 }
 
 /// The files that are complete now, and those that were begun and are not complete yet.
-fn appeared(queue: &impl AsFd) -> std::io::Result<Vec<Appeared>> {
+fn appeared(queue: &impl AsFd, dir: &Path) -> std::io::Result<Vec<Appeared>> {
     let mut buffer = [std::mem::MaybeUninit::uninit(); BUFFER];
     let mut reader = inotify::Reader::new(queue, &mut buffer);
     let mut found: Vec<Appeared> = Vec::new();
@@ -88,9 +89,10 @@ fn appeared(queue: &impl AsFd) -> std::io::Result<Vec<Appeared>> {
         if event.events().contains(ReadFlags::IGNORED) {
             return Err(std::io::Error::new(std::io::ErrorKind::NotFound, "the watched directory is gone"));
         }
-        let complete = !event.events().contains(ReadFlags::CREATE);
+        let made = event.events().contains(ReadFlags::CREATE);
         let name = event.file_name().and_then(|name| name.to_str().ok()).filter(|name| is_plugin(name));
         if let Some(name) = name.map(PathBuf::from) {
+            let complete = !(made && is_written_to(&dir.join(&name)));
             match found.iter_mut().find(|known| known.name == name) {
                 Some(known) => known.complete |= complete,
                 None => found.push(Appeared { name, complete }),
@@ -100,6 +102,11 @@ fn appeared(queue: &impl AsFd) -> std::io::Result<Vec<Appeared>> {
             return Ok(found);
         }
     }
+}
+
+/// Nobody closes a directory, a fifo or a link after writing: they are what they are at once.
+fn is_written_to(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|made| made.is_file())
 }
 
 /// Hidden names are of files that are still being copied.
