@@ -1,6 +1,10 @@
 //! How a command ends: exit codes that scripts rely on, and errors with a code and a remedy.
 
 use std::fmt;
+use std::io::ErrorKind;
+
+use crate::sys::files::FileError;
+use crate::sys::lock::LockError;
 
 /// Exit codes, fixed.
 pub mod code {
@@ -102,7 +106,26 @@ impl From<crate::store::Error> for Failure {
             E::Invalid(_) => (code::USAGE, "invalid"),
             E::Closed => (code::STORE, "store_closed"),
         };
-        Self::new(exit, word, error.to_string())
+        let failure = Self::new(exit, word, error.to_string());
+        if matches!(error, E::ReadOnly { .. }) { failure.remedy(WRITABLE) } else { failure }
+    }
+}
+
+/// For a place that cannot be written.
+const WRITABLE: &str = "give the user that this runs as the right to write there, or mount it for writing; `kairos doctor` looks";
+
+impl From<&FileError> for Failure {
+    fn from(error: &FileError) -> Self {
+        let (word, remedy) = match error {
+            FileError::Full { .. } => ("disk_full", "make room"),
+            FileError::Refused { source, .. } if source.kind() == ErrorKind::ReadOnlyFilesystem => {
+                ("read_only", WRITABLE)
+            }
+            FileError::Refused { .. } => ("no_permission", WRITABLE),
+            FileError::TooLarge { .. } => return Self::new(code::FAILED, "too_large", error.to_string()),
+            FileError::Io { .. } => return Self::new(code::FAILED, "io", error.to_string()),
+        };
+        Self::new(code::FAILED, word, error.to_string()).remedy(remedy)
     }
 }
 
@@ -114,6 +137,14 @@ pub fn classify(error: &anyhow::Error) -> Failure {
     }
     if let Some(store) = error.downcast_ref::<crate::store::Error>() {
         return store.clone().into();
+    }
+    // It says what was done to which file; what was wanted with it adds nothing.
+    let of_file = |cause: &'_ (dyn std::error::Error + 'static)| match cause.downcast_ref::<LockError>() {
+        Some(LockError::File(file)) => Some(Failure::from(file)),
+        _ => cause.downcast_ref::<FileError>().map(Failure::from),
+    };
+    if let Some(failure) = error.chain().find_map(of_file) {
+        return failure;
     }
     Failure::new(code::FAILED, "failed", format!("{error:#}"))
 }

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use kairos_host::runner::{CheckReport, Launcher, PluginStore, SearchPath, WorkerFactory, check};
 
-use crate::kairos;
+use crate::{fixture, kairos};
 
 /// What `plugin check` says of a file: a worker loads it, this process does not.
 ///
@@ -46,12 +46,7 @@ pub fn hostile_c(dir: &Path, name: &str, defines: &[&str]) -> PathBuf {
 /// The compiler's words, when it cannot be.
 #[must_use]
 pub fn without(dir: &Path) -> PathBuf {
-    let out = dir.join("without");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/without.c");
-    let output = Command::new("cc").args(["-O1", "-o"]).arg(&out).arg(source).output();
-    let output = output.expect("a machine that links Rust has a C compiler");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    out
+    fixture("without", dir)
 }
 
 /// As [`hostile_c`], its bytes.

@@ -53,6 +53,20 @@ pub fn plugin(library: &str) -> PathBuf {
     path
 }
 
+/// Compiles a program of `fixtures`, in C, into `dir`.
+///
+/// # Panics
+/// The compiler's words, when it cannot be.
+#[must_use]
+pub fn fixture(name: &str, dir: &Path) -> PathBuf {
+    let out = dir.join(name);
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("fixtures/{name}.c"));
+    let output = Command::new("cc").args(["-O1", "-o"]).arg(&out).arg(source).output();
+    let output = output.expect("a machine that links Rust has a C compiler");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    out
+}
+
 /// A root of its own, removed at the end.
 pub struct Root {
     dir: TempDir,

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![allow(clippy::disallowed_methods, reason = "a test lays out plain files and reads its environment")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::os::linux::net::SocketAddrExt as _;
@@ -16,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use kairos_host::sys::sandbox::{Level, Reached, layer};
-use kairos_tests::hostile::without;
+use kairos_tests::hostile::{patched, without};
 use kairos_tests::{Ran, kairos, plugin};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -67,6 +68,8 @@ enum User {
 struct World {
     dir: TempDir,
     user: User,
+    /// The directory that the attempts aim at, with what is granted in it: the root, or another one.
+    aim: &'static str,
     /// What everything on it runs without, in the words of `fixtures/without.c`.
     lacks: Option<&'static str>,
 }
@@ -74,37 +77,56 @@ struct World {
 impl World {
     /// None when this test may not act for that user.
     fn new(user: User, isolation: &str) -> Option<Self> {
+        Self::aiming(user, isolation, "root")
+    }
+
+    /// As [`World::new`]; what is granted lies in `aim`, beside a root that holds nothing of it.
+    fn aiming(user: User, isolation: &str, aim: &'static str) -> Option<Self> {
         let root_runs = rustix::process::geteuid().is_root();
         if user == User::Root && !root_runs {
             println!("not root: only the ordinary user is tested");
             return None;
         }
         let dir = tempfile::tempdir().unwrap();
-        let world = Self { dir, user, lacks: None };
+        let world = Self { dir, user, aim, lacks: None };
         open_to_all(world.dir.path());
         fs::create_dir(world.at("bin")).unwrap();
         install(&kairos(), &world.at("bin/kairos"));
-        install(&plugin("hostile_escape"), &world.at("bin/libhostile_escape.so"));
-        for dir in ["root", "root/in", "root/out", "root/.kairos", "root/.kairos/config", "root/.kairos/run"]
-        {
-            fs::create_dir(world.at(dir)).unwrap();
-        }
+        let runner = world.at("bin/libhostile_escape.so");
+        let grants = if aim == "root" {
+            install(&plugin("hostile_escape"), &runner);
+            "read: [in], write: [out]".to_owned()
+        } else {
+            // It asks for whatever is granted, which is how a runner gets what lies elsewhere.
+            let asks = fs::read(plugin("hostile_escape")).unwrap();
+            let asks = patched(asks, "\"read:in\"", "\"read:.\" ");
+            fs::write(&runner, patched(asks, "\"write:out\"", "\"write:.\"  ")).unwrap();
+            open_to_all(&runner);
+            format!("read: [{}], write: [{}]", world.aim("in").display(), world.aim("out").display())
+        };
         let yml = format!(
-            "default_runner: escape\nrunners:\n  escape: {{plugin: hostile-escape, isolation: {isolation}, grants: {{read: [in], write: [out]}}}}\n"
+            "default_runner: escape\nrunners:\n  escape: {{plugin: hostile-escape, isolation: {isolation}, grants: {{{grants}}}}}\n"
         );
-        let files = [
-            ("root/in/note.txt", "granted"),
-            ("root/victim.txt", "mine"),
-            ("root/spare.txt", "mine"),
-            ("root/.kairos/config/daemon.yml", yml.as_str()),
-            ("root/.kairos/run/attach_token", "secret"),
-        ];
-        for (name, text) in files {
-            fs::write(world.at(name), text).unwrap();
-            fs::set_permissions(world.at(name), fs::Permissions::from_mode(0o600)).unwrap();
+        let places = BTreeSet::from(["root", aim]);
+        for place in &places {
+            for dir in ["", "in", "out", ".kairos", ".kairos/config", ".kairos/run"] {
+                fs::create_dir(world.at(place).join(dir)).unwrap();
+            }
+            let files = [
+                ("in/note.txt", "granted"),
+                ("victim.txt", "mine"),
+                ("spare.txt", "mine"),
+                (".kairos/config/daemon.yml", yml.as_str()),
+                (".kairos/run/attach_token", "secret"),
+            ];
+            for (name, text) in files {
+                let file = world.at(place).join(name);
+                fs::write(&file, text).unwrap();
+                fs::set_permissions(file, fs::Permissions::from_mode(0o600)).unwrap();
+            }
         }
         if root_runs && user == User::Ordinary {
-            give(&world.at("root"));
+            places.iter().for_each(|place| give(&world.at(place)));
         }
         Some(world)
     }
@@ -121,6 +143,11 @@ impl World {
 
     fn at(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// A file in what the attempts aim at.
+    fn aim(&self, name: &str) -> PathBuf {
+        self.at(self.aim).join(name)
     }
 
     fn kairos(&self, args: &[&str]) -> Ran {
@@ -156,7 +183,7 @@ impl World {
         let shown = self.kairos(&["mandate", "list", "--json"]);
         let list: Value = serde_json::from_str(&shown.stdout).unwrap();
         assert_eq!((ran.code, &list[0]["state"]), (0, &json!("succeeded")), "{list:#}\n{}", ran.stderr);
-        let report = fs::read(self.at("root/out/report.json")).unwrap();
+        let report = fs::read(self.aim("out/report.json")).unwrap();
         let rows: Vec<Value> = serde_json::from_slice(&report).unwrap();
         println!("{:?}:", self.user);
         for row in &rows {
@@ -218,7 +245,7 @@ impl Aims {
 
     fn targets(&self, world: &World, fatal: bool) -> Value {
         json!({
-            "root": world.at("root"),
+            "root": world.at(world.aim),
             "tcp": self.tcp.local_addr().unwrap().port(),
             "udp": self.udp.local_addr().unwrap().port(),
             "socket": world.at("socket"),
@@ -264,7 +291,7 @@ fn every_escape_fails(world: &World) {
         // Then there is nothing to escape from, because nothing runs.
         let _ = world.kairos(&["mandate", "add", "get out"]);
         let ran = world.kairos(&["run", "--once"]);
-        assert!(!world.at("root/out/report.json").exists(), "{}", ran.stderr);
+        assert!(!world.aim("out/report.json").exists(), "{}", ran.stderr);
         return;
     }
     let aims = Aims::new(world);
@@ -285,9 +312,9 @@ fn every_escape_fails(world: &World) {
         assert!(rows.iter().any(|row| row["name"] == name), "{name} was not tried");
     }
     assert_eq!(aims.reached(), 0, "somebody was reached");
-    let kept = |name: &str| fs::read_to_string(world.at(name)).unwrap();
-    assert_eq!((kept("root/victim.txt"), kept("root/spare.txt")), ("mine".to_owned(), "mine".to_owned()));
-    assert!(!world.at("root/outside.txt").exists() && !world.at("root/moved.txt").exists());
+    let kept = |name: &str| fs::read_to_string(world.aim(name)).unwrap();
+    assert_eq!((kept("victim.txt"), kept("spare.txt")), ("mine".to_owned(), "mine".to_owned()));
+    assert!(!world.aim("outside.txt").exists() && !world.aim("moved.txt").exists());
 }
 
 #[test]
@@ -298,6 +325,15 @@ fn every_escape_from_a_sandbox_fails_as_root() {
 #[test]
 fn every_escape_from_a_sandbox_fails_as_an_ordinary_user() {
     World::new(User::Ordinary, "sandbox").iter().for_each(every_escape_fails);
+}
+
+#[test]
+fn a_runner_reads_and_writes_what_it_was_granted_outside_of_the_root_and_nothing_beside_it() {
+    for user in [User::Root, User::Ordinary] {
+        let Some(world) = World::aiming(user, "sandbox", "elsewhere") else { continue };
+        every_escape_fails(&world);
+        assert!(!world.at("root/out/report.json").exists(), "what it wrote lies elsewhere");
+    }
 }
 
 /// What a machine lacks opens what the missing layer guards, and nothing else: the rest still holds.

@@ -16,7 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("broker", &["domain", "sys", "store"]),
     ("daemon", &["domain", "sys", "store", "wal", "runner", "broker"]),
     ("attach", &["domain", "sys", "store", "daemon"]),
-    ("exit", &["store"]),
+    ("exit", &["store", "sys"]),
     ("telemetry", &["sys"]),
     ("config", &["domain", "sys"]),
     (

@@ -9,7 +9,7 @@ use super::output::{Style, emit, say};
 use crate::boot::fitness;
 use crate::boot::rehearsal::{self, Tried};
 use crate::config::reader::{Effective, Origin};
-use crate::config::report::{Level, Problem};
+use crate::config::report::{Level, Problem, counted};
 use crate::config::schedules::Around;
 use crate::config::{DaemonConfig, Env, Paths, Report, SchedulesFile, load};
 use crate::exit::{Failure, code};
@@ -117,14 +117,20 @@ fn check(world: &World<'_>, rehearse: Rehearse<'_>, style: Style) -> anyhow::Res
         "problems": report.problems,
     });
     emit(style, &value, |_| match (report.errors(), report.warnings()) {
-        (0, 0) => format!("the configuration is right, with {} schedules", checked.schedules.schedules.len()),
+        (0, 0) => {
+            let schedules = counted(checked.schedules.schedules.len(), "schedule");
+            format!("the configuration is right, with {schedules}")
+        }
         _ => report.to_string(),
     })?;
     if report.is_ok() {
         return Ok(());
     }
-    let failure =
-        Failure::new(code::USAGE, "config", format!("the configuration has {} errors", report.errors()));
+    let failure = Failure::new(
+        code::USAGE,
+        "config",
+        format!("the configuration has {}", counted(report.errors(), "error")),
+    );
     Err(failure
         .remedy(
             "correct them; the daemon refuses a bad daemon.yml, sets aside bad schedules, and lets mandates wait for \

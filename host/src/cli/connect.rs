@@ -52,17 +52,22 @@ pub async fn any(context: &Context) -> anyhow::Result<Client> {
         return Ok(client);
     }
     match local::open(context, Duration::ZERO).await {
-        Err(error) if error.is::<LockError>() => {}
+        Err(error) if is_held(&error) => {}
         other => return other.map(|opened| context.keep(opened)),
     }
     // Somebody else holds the root: another command, which ends soon, or a daemon that starts.
     match local::open(context, PATIENCE).await {
-        Err(error) if error.is::<LockError>() => match daemon(context).await? {
+        Err(error) if is_held(&error) => match daemon(context).await? {
             Some(client) => Ok(client),
             None => Err(Failure::new(code::FAILED, "locked", format!("{error:#}")).into()),
         },
         other => other.map(|opened| context.keep(opened)),
     }
+}
+
+/// True when another process has the root; a lock that cannot be used at all is another matter.
+fn is_held(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref::<LockError>(), Some(LockError::Held { .. }))
 }
 
 /// Waits until nobody holds the root's lock; false when the time is over first.

@@ -1,6 +1,7 @@
 //! `kairos doctor`: would a daemon run well here? Looks and tells; changes nothing but a probe file
 //! that is gone before it returns.
 
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
@@ -12,12 +13,13 @@ use super::output::{Style, emit};
 use crate::boot::fitness;
 use crate::boot::rehearsal::{self, Tried};
 use crate::config::paths::SOCKET_PATH_MAX;
+use crate::config::report::counted;
 use crate::config::{self, Problem, Report};
 use crate::exit::{Failure, code};
 use crate::runner::Rehearsed;
 use crate::runner::trust::list::TrustList;
 use crate::store::SqliteStore;
-use crate::sys::files;
+use crate::sys::files::{self, FileError};
 use crate::sys::lock::{self, FileSystemKind};
 use crate::sys::sandbox::{self, Reached, SandboxError};
 
@@ -165,18 +167,22 @@ fn writable(world: &World<'_>) -> Vec<Check> {
         [&paths.dot, &paths.state, &paths.run, &paths.wal, &paths.logs].map(|path| existing(path)).to_vec();
     places.sort_unstable();
     places.dedup();
-    let failed: Vec<Check> = places
+    let mut failed: Vec<Check> = places
         .iter()
         .filter_map(|place| files::probe_writable(place).err())
         .map(|error| {
-            bad(
-                "writable",
-                Verdict::Fail,
-                error.to_string(),
-                "give the daemon's user the right to write there",
-            )
+            let remedy = match &error {
+                FileError::Full { .. } => "make room",
+                FileError::Refused { source, .. } if source.kind() == ErrorKind::ReadOnlyFilesystem => {
+                    "mount it for writing"
+                }
+                _ => "give the daemon's user the right to write there",
+            };
+            bad("writable", Verdict::Fail, error.to_string(), remedy)
         })
         .collect();
+    // A disk without room, or that is read-only, is one thing to mend.
+    failed.dedup_by(|next, first| next.remedy == first.remedy && !next.message.contains("denied"));
     if failed.is_empty() { vec![ok("writable", "state, logs and locks can be written")] } else { failed }
 }
 
@@ -216,7 +222,7 @@ fn schedules_yml(checked: &Checked) -> Check {
     let remedy = "`kairos config check` shows all problems";
     match (file.readable, file.quarantined.len(), file.report.warnings()) {
         (false, ..) => bad("schedules_yml", Verdict::Fail, "cannot be read", remedy),
-        (true, 0, 0) => ok("schedules_yml", format!("{} schedules", file.schedules.len())),
+        (true, 0, 0) => ok("schedules_yml", counted(file.schedules.len(), "schedule")),
         (true, 0, warnings) => {
             let message = format!("{} schedules, {warnings} warnings", file.schedules.len());
             bad("schedules_yml", Verdict::Warn, message, remedy)

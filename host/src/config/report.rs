@@ -197,7 +197,9 @@ impl fmt::Display for Report {
     }
 }
 
-fn counted(n: usize, noun: &str) -> String {
+/// `1 error`, `2 errors`.
+#[must_use]
+pub fn counted(n: usize, noun: &str) -> String {
     format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
 }
 

@@ -121,7 +121,10 @@ impl Lifecycle {
                         Ok(()) => {}
                         Err(error) if is_fatal(&error) => return End::StoreFailed(error),
                         Err(error) => {
-                            tracing::error!(%error, "daemon_chronos_tick_failed");
+                            // Said once; it is tried again all the time.
+                            if hold == Duration::ZERO {
+                                tracing::error!(%error, "daemon_chronos_tick_failed");
+                            }
                             self.dispatch.store_refused(&error);
                             hold = self.clock.monotonic() + TICK_BACK_OFF;
                         }
