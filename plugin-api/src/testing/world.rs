@@ -380,7 +380,7 @@ impl FakeHost {
         }
         let taken = self.lock().llm_with.take();
         let Some(mut answer) = taken else {
-            return Err(CallError::failed("the script has no reply to this LLM call"));
+            return Err(CallError::failed("the script has no reply left for this LLM call"));
         };
         let reply = answer(request);
         self.lock().llm_with = Some(answer);
@@ -399,7 +399,8 @@ impl FakeHost {
         }
         let taken = self.lock().tools_with.remove(&call.name);
         let Some(mut answer) = taken else {
-            return Err(CallError::invalid(format!("the script has no answer of tool {:?}", call.name)));
+            let left = if self.lock().tools.contains_key(&call.name) { " left: all were given" } else { "" };
+            return Err(CallError::invalid(format!("the script has no answer of tool {:?}{left}", call.name)));
         };
         let reply = answer(&call.args);
         self.lock().tools_with.insert(call.name.clone(), answer);

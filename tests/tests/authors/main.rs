@@ -96,17 +96,20 @@ fn succeeds(dir: &Path, program: impl AsRef<std::ffi::OsStr>, args: &[&str]) {
     assert!(output.status.success(), "{args:?}: {}{}", said[0], said[1]);
 }
 
+fn cargo() -> std::ffi::OsString {
+    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}
+
 /// Runs commands of cargo on a new runner. Gives the plugin.
 fn built(dir: &Path, commands: &[&str]) -> PathBuf {
     // The profile and the directory of this build: little is compiled again, nothing is fetched.
     let target = target_dir().parent().unwrap().to_owned();
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut common = vec!["--offline", "--target-dir", target.to_str().unwrap()];
     for setting in ["profile.dev.debug='line-tables-only'", "profile.dev.package.sha2.opt-level=3"] {
         common.extend(["--config", setting]);
     }
     for command in commands {
-        succeeds(dir, &cargo, &[&[*command], &common[..]].concat());
+        succeeds(dir, cargo(), &[&[*command], &common[..]].concat());
     }
     let name = dir.file_name().unwrap().to_str().unwrap().replace('-', "_");
     target.join("debug").join(format!("lib{name}.so"))

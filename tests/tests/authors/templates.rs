@@ -16,6 +16,8 @@ fn a_new_runner_in_rust_builds_and_passes_its_tests_and_its_scenario() {
     let dir = desk.0.path().join("night-notes");
     let lines = own_lines(&fs::read_to_string(dir.join("src/lib.rs")).unwrap());
     assert!((10..=20).contains(&lines), "{lines} lines, and at most 20 were promised");
+    // As cargo's defaults have it, whatever this workspace likes.
+    succeeds(&dir, cargo(), &["fmt", "--check"]);
     let so = built(&dir, &["build", "test"]);
     let args = ["plugin", "test", so.to_str().unwrap(), "--scenario", "night-notes/scenario.yml"];
     let tested = desk.kairos(&args);

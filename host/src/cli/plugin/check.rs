@@ -38,8 +38,10 @@ pub async fn run(args: CheckArgs, context: &Context) -> anyhow::Result<()> {
     emit(context.style, &serde_json::to_value(&report)?, |_| human())?;
     match report.errors.first() {
         None => Ok(()),
-        Some(error) => Err(Failure::new(code::FAILED, error.code, "the plugin does not load")
-            .remedy(error.remedy.clone())
-            .into()),
+        Some(error) => {
+            let failure = Failure::new(code::FAILED, error.code, "the plugin does not load");
+            // A person has just read the remedy.
+            Err(if context.style.json { failure.remedy(error.remedy.clone()) } else { failure }.into())
+        }
     }
 }
