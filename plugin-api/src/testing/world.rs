@@ -347,7 +347,7 @@ impl FakeHost {
         let answer = self.execute(method, request);
         let mut world = self.lock();
         world.busy = false;
-        if is_effect(method) {
+        if [method::LLM, method::TOOL].contains(&method) {
             world.meter(cost_of(&answer));
         }
         world.keep(method, request.clone(), &answer);
@@ -400,7 +400,10 @@ impl FakeHost {
         let taken = self.lock().tools_with.remove(&call.name);
         let Some(mut answer) = taken else {
             let left = if self.lock().tools.contains_key(&call.name) { " left: all were given" } else { "" };
-            return Err(CallError::invalid(format!("the script has no answer of tool {:?}{left}", call.name)));
+            return Err(CallError::invalid(format!(
+                "the script has no answer of tool {:?}{left}",
+                call.name
+            )));
         };
         let reply = answer(&call.args);
         self.lock().tools_with.insert(call.name.clone(), answer);

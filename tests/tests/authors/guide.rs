@@ -78,7 +78,11 @@ fn the_walk_of_the_guide_leads_to_a_running_schedule() {
                 if daemon.is_some() {
                     // What the author changes meanwhile.
                     change(&manifest, "0.1.0", "0.2.0");
-                    change(&manifest.with_file_name("src/lib.rs"), "Answer {style}.", "Please answer {style}.");
+                    change(
+                        &manifest.with_file_name("src/lib.rs"),
+                        "Answer {style}.",
+                        "Please answer {style}.",
+                    );
                 }
                 // In the profile of this build, so that it does not take minutes.
                 let so = built(manifest.parent().unwrap(), &["build"]);
