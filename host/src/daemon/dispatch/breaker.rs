@@ -52,6 +52,16 @@ impl Breakers {
         self.0.remove(runner).is_some_and(|breaker| breaker.wait.is_some())
     }
 
+    /// Something else serves that runner from now on.
+    pub(super) fn forget(&mut self, runner: &str) {
+        self.0.remove(runner);
+    }
+
+    /// Why it was held back last, if nothing has come through since then.
+    pub(super) fn trouble(&self, runner: &str) -> Option<&str> {
+        self.0.get(runner).filter(|breaker| breaker.wait.is_some()).map(|breaker| breaker.last.as_str())
+    }
+
     /// Why it is held back at `now`, for people, and until when.
     pub(super) fn held(&self, runner: &str, now: Duration) -> Option<(String, Duration)> {
         let breaker = self.0.get(runner)?;

@@ -23,6 +23,9 @@ use crate::store::{self, ClaimedCycle, FinishRequest, Finished, Pending};
 /// Time between two tries to record an end that the store refuses for want of space.
 const RECORD_AGAIN: Duration = Duration::from_secs(1);
 
+/// The reason of a cycle whose version cannot be had any more.
+const GENERATION_GONE: &str = "generation_gone";
+
 /// A cycle that has ended and is recorded.
 #[derive(Clone, Debug)]
 pub struct Ended {
@@ -51,6 +54,8 @@ pub(super) struct NotStarted {
     pub(super) hold: Option<HoldKind>,
     /// False when nothing is wrong.
     pub(super) trouble: bool,
+    /// True when it is the version that could not begin.
+    pub(super) of_version: bool,
 }
 
 /// Why the end of a cycle is not in the store.
@@ -98,16 +103,24 @@ impl Inner {
         self.touch();
         if !self.table().accepting {
             // Claimed just before a drain began: better not started than interrupted.
-            let not = NotStarted { reason: "the daemon stops".into(), hold: None, trouble: false };
+            let not = NotStarted {
+                reason: "the daemon stops".into(),
+                hold: None,
+                trouble: false,
+                of_version: false,
+            };
             self.unstart(&cycle, &running, &not).await;
             return (Err(not.reason), None);
         }
         let mut ran = match caught(self.run(&cycle, &running, number)).await {
             Ok(Ok(ran)) => ran,
-            Ok(Err(not)) => {
-                self.unstart(&cycle, &running, &not).await;
-                return (Err(not.reason), None);
-            }
+            Ok(Err(not)) => match self.failed_to_start(&cycle, &not).await {
+                Some(ran) => ran,
+                None => {
+                    self.unstart(&cycle, &running, &not).await;
+                    return (Err(not.reason), None);
+                }
+            },
             Err(panic) => Ran {
                 verdict: Verdict {
                     end: CycleEnd::Error,
@@ -118,7 +131,9 @@ impl Inner {
                 services: None,
             },
         };
-        self.ask_trial(&cycle, &mut ran).await;
+        if ran.verdict.end != CycleEnd::RolledBack {
+            self.ask_trial(&cycle, &mut ran).await;
+        }
         let recorded = self.finish(&cycle, &running, &ran, chain).await;
         if let Some(services) = ran.services.clone().filter(|services| !services.is_settled()) {
             // Their commit was the finish's or an earlier one, so the answers are there.
@@ -193,25 +208,44 @@ impl Inner {
     /// is the trial's is not the mandate's.
     async fn ask_trial(&self, cycle: &ClaimedCycle, ran: &mut Ran) {
         let Some(trials) = self.trials.get().and_then(std::sync::Weak::upgrade) else { return };
-        let metered = ran.services.as_ref().map_or(Usage::ZERO, |services| services.metered());
         let seen = TrialCycle {
             runner: &cycle.runner,
             generation: &cycle.generation,
             mandate: &cycle.mandate.id,
             verdict: &ran.verdict,
-            usage: match &ran.report {
-                Some(report) => metered.max(report.usage()),
-                None => metered,
-            },
+            usage: ran.services.as_ref().map_or(Usage::ZERO, |services| {
+                let beyond =
+                    ran.report.as_ref().map_or(Usage::ZERO, |report| services.claimed_beyond(report));
+                services.booked().plus(beyond)
+            }),
         };
         if let OnTrial::RunAgain(reason) = trials.ended(seen).await
-            && matches!(ran.verdict.end, CycleEnd::Error | CycleEnd::Died)
+            && (matches!(ran.verdict.end, CycleEnd::Error | CycleEnd::Died)
+                || ran.verdict.reason.as_deref() == Some(GENERATION_GONE))
         {
+            // It says nothing of whoever serves in its place.
+            self.table().breakers.forget(cycle.runner.as_str());
             ran.verdict.end = CycleEnd::RolledBack;
             ran.verdict.reason = None;
             let error = ran.verdict.error.take().unwrap_or_default();
             ran.verdict.error = Some(format!("{error} ({reason})"));
         }
+    }
+
+    /// Whoever watches generations on trial hears of one that could not even begin a cycle. The cycle's
+    /// end, when that took its version's place away: it goes to whoever serves now.
+    async fn failed_to_start(&self, cycle: &ClaimedCycle, not: &NotStarted) -> Option<Ran> {
+        if !not.of_version {
+            return None;
+        }
+        let verdict = Verdict {
+            end: CycleEnd::Error,
+            reason: Some("not_started".into()),
+            error: Some(not.reason.clone()),
+        };
+        let mut ran = Ran { verdict, report: None, services: None };
+        self.ask_trial(cycle, &mut ran).await;
+        (ran.verdict.end == CycleEnd::RolledBack).then_some(ran)
     }
 
     /// What the services handed to the store must be in it, or ride on the finish, before the
@@ -244,7 +278,7 @@ impl Inner {
             }
             Err(error) => {
                 let reason = format!("write-ahead log: {error}");
-                Err(NotStarted { reason, hold: Some(HoldKind::Log), trouble: true })
+                Err(NotStarted { reason, hold: Some(HoldKind::Log), trouble: true, of_version: false })
             }
         }
     }
@@ -256,10 +290,10 @@ impl Inner {
             None => {
                 // Nothing of this runner is claimed until it is there again.
                 self.note_waits();
-                Err(NotStarted { reason: why, hold: None, trouble: true })
+                Err(NotStarted { reason: why, hold: None, trouble: true, of_version: false })
             }
             Some(offer) if offer.generation == cycle.generation => {
-                Err(NotStarted { reason: why, hold: Some(HoldKind::Runner), trouble: true })
+                Err(NotStarted { reason: why, hold: Some(HoldKind::Runner), trouble: true, of_version: true })
             }
             // What that generation began no other may continue; a person has to decide.
             Some(_) => Ok(Ran { verdict: generation_gone(why), report: None, services: None }),
@@ -451,7 +485,7 @@ impl Inner {
 }
 
 fn generation_gone(why: String) -> Verdict {
-    Verdict { end: CycleEnd::Review, reason: Some("generation_gone".into()), error: Some(why) }
+    Verdict { end: CycleEnd::Review, reason: Some(GENERATION_GONE.into()), error: Some(why) }
 }
 
 /// The report, also one that came after an answer that ended the attempt: what it claims was used.

@@ -33,7 +33,8 @@ impl Inner {
                 let wait = self.table().breakers.unavailable(runner, why, now);
                 tracing::error!(runner, mandate, why, wait_s = wait.as_secs(), "runner_held_back");
                 self.hold_back();
-                Err(NotStarted { reason: format!("runner {runner}: {why}"), hold: None, trouble: true })
+                let reason = format!("runner {runner}: {why}");
+                Err(NotStarted { reason, hold: None, trouble: true, of_version: true })
             }
             Outcome::Failed(RunnerError::Died(death)) => {
                 let (number, attempt) = (cycle.mandate.cycle, cycle.mandate.attempt);

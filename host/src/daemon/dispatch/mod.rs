@@ -260,6 +260,12 @@ impl Dispatch {
         *self.0.services.write().unwrap_or_else(PoisonError::into_inner) = services;
     }
 
+    /// Another version serves that runner: what its predecessor died of does not hold it back.
+    pub fn runner_replaced(&self, runner: &str) {
+        self.0.table().breakers.forget(runner);
+        self.runners_changed();
+    }
+
     /// The set of runners, or what one offers, has changed.
     pub fn runners_changed(&self) {
         self.0.read_offers();
@@ -433,6 +439,12 @@ impl Dispatch {
     #[must_use]
     pub fn held_back(&self, runner: &str) -> Option<HeldBack> {
         self.0.held_back(runner)
+    }
+
+    /// Why nothing of this runner could begin when it was tried last, if that is so.
+    #[must_use]
+    pub fn cannot_begin(&self, runner: &str) -> Option<String> {
+        self.0.table().breakers.trouble(runner).map(ToOwned::to_owned)
     }
 
     /// Threads that did not end when they were asked to.

@@ -22,8 +22,8 @@ pub trait Services: HostCalls {
     fn outcome(&self) -> Option<Imposed>;
     /// What a report claims beyond what was metered and booked.
     fn claimed_beyond(&self, report: &Report) -> Usage;
-    /// Usage of the calls that the host made for it.
-    fn metered(&self) -> Usage {
+    /// Usage of the calls that the host made for it, and what it booked by itself meanwhile.
+    fn booked(&self) -> Usage {
         Usage::ZERO
     }
     /// The runner's state changes.
@@ -44,8 +44,8 @@ impl Services for CycleServices {
     fn claimed_beyond(&self, report: &Report) -> Usage {
         Self::claimed_beyond(self, report)
     }
-    fn metered(&self) -> Usage {
-        Self::metered(self)
+    fn booked(&self) -> Usage {
+        self.metered().plus(self.deltas())
     }
     fn state_puts(&self) -> HashMap<String, Value> {
         Self::state_puts(self)

@@ -11,7 +11,7 @@ use crate::store::RecordedCycle;
 
 /// One in billionths.
 const ONE: u128 = 1_000_000_000;
-/// Cycles before usage is compared; one expensive cycle says nothing.
+/// Cycles before usage is compared while a trial goes on; one expensive cycle says nothing then.
 const COST_AFTER: u32 = 3;
 /// What a cycle may always use, so that a version that used nothing can have a successor that does.
 const COST_FLOOR: Usage =
@@ -105,19 +105,25 @@ impl Counters {
         let allowed = u128::from(settings.canary_cycles) * u128::from(settings.canary_error_rate) / ONE;
         if u128::from(self.errors) > allowed {
             return Decision::RollBack(format!(
-                "{} of its {} cycles reported an error; {allowed} of {} may",
+                "{} of its {} cycles reported an error or could not begin; {allowed} of {} may",
                 self.errors, self.cycles, settings.canary_cycles
             ));
         }
-        if let Some(why) = self.too_dear(settings.canary_cost_factor) {
+        let over = self.cycles >= settings.canary_cycles;
+        if (over || self.cycles >= COST_AFTER)
+            && let Some(why) = self.at_its_end(settings)
+        {
             return Decision::RollBack(why);
         }
-        if self.cycles >= settings.canary_cycles { Decision::Pass } else { Decision::GoOn }
+        if over { Decision::Pass } else { Decision::GoOn }
     }
 
-    fn too_dear(&self, factor: u64) -> Option<String> {
+    /// Why it must not pass once its window is over: it was too dear, by as many cycles as there were.
+    #[must_use]
+    pub fn at_its_end(&self, settings: &Settings) -> Option<String> {
         let baseline = self.baseline?.max(COST_FLOOR);
-        if self.cycles < COST_AFTER {
+        let factor = settings.canary_cost_factor;
+        if self.cycles == 0 {
             return None;
         }
         let tokens = |usage: Usage| usage.input_tokens.saturating_add(usage.output_tokens);
@@ -209,7 +215,12 @@ mod tests {
         }
         assert_eq!(counters.clone().book(Counts::Well, Usage::ZERO, &settings()), Decision::Pass);
         let last = counters.book(Counts::Error, Usage::ZERO, &settings());
-        assert_eq!(last, Decision::RollBack("2 of its 10 cycles reported an error; 1 of 10 may".to_owned()));
+        assert_eq!(
+            last,
+            Decision::RollBack(
+                "2 of its 10 cycles reported an error or could not begin; 1 of 10 may".to_owned()
+            )
+        );
     }
 
     #[test]

@@ -512,7 +512,7 @@ impl Inner {
         if back.is_some() {
             self.parts.runners.bar(runner, from);
         }
-        self.parts.dispatch.runners_changed();
+        self.parts.dispatch.runner_replaced(runner);
         tracing::info!(runner, generation = to, from, swap = swap.view.borrow().id, "runner_swapped");
         let view = Arc::clone(&swap.view);
         if let Some(trial) = trial {

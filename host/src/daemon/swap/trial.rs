@@ -89,6 +89,12 @@ impl Trial {
         })
     }
 
+    /// What is wrong with it when its window ends.
+    fn at_its_end(&self) -> Option<String> {
+        let counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        counters.at_its_end(&self.settings)
+    }
+
     fn book(&self, counts: Counts, usage: Usage) -> Decision {
         let mut counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
         let decision = counters.book(counts, usage, &self.settings);
@@ -244,7 +250,7 @@ impl Inner {
         self.parts.runners.bar(&runner, &failed);
         self.table().trials.remove(&runner);
         self.freed.send_modify(|count| *count += 1);
-        self.parts.dispatch.runners_changed();
+        self.parts.dispatch.runner_replaced(&runner);
         match returned {
             Ok(Some(failed)) => self.spawn_drain(runner.clone(), failed, None, None, &trial.settings),
             Ok(None) => {}
@@ -358,8 +364,28 @@ impl Inner {
                 () = trial.decided.notified() => {}
                 () = clock.sleep_until(clock.monotonic() + trial.time) => {}
             }
-            inner.end_trial_well(&trial).await;
+            inner.end_trial_in_time(&trial).await;
         });
+    }
+
+    /// Its window is over: it has passed, unless it cannot serve just then, or was too dear.
+    async fn end_trial_in_time(self: &Arc<Self>, trial: &Arc<Trial>) {
+        if trial.ended.lock().await.is_some() || self.is_stopping() {
+            return;
+        }
+        let runner = trial.view.borrow().runner.clone();
+        let held =
+            self.parts.dispatch.cannot_begin(&runner).map(|why| format!("it cannot begin cycles: {why}"));
+        let gone =
+            || self.parts.runners.current(&runner).err().map(|error| format!("it cannot be had: {error}"));
+        let Some(why) = held.or_else(gone).or_else(|| trial.at_its_end()) else {
+            return self.end_trial_well(trial).await;
+        };
+        let returns = format!("the version after it failed its trial: {why}");
+        let ended = self.end_trial_badly(trial, &why, returns, (By::Failure, States::AsAtTheFlip)).await;
+        if let Err(refusal) = ended {
+            tracing::error!(runner, %refusal, "swap_not_rolled_back");
+        }
     }
 
     async fn end_trial_well(self: &Arc<Self>, trial: &Arc<Trial>) {

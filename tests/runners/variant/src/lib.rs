@@ -29,12 +29,16 @@ struct Variant {
 }
 
 impl CycleRunner for Variant {
-    fn new(_: &Value) -> Result<Self, CallError> {
+    fn new(params: &Value) -> Result<Self, CallError> {
         // Read at run time: the compiler must not believe what it sees in the source.
         let mode = String::from_utf8_lossy(&black_box(&MODE)[15..]).trim().to_owned();
         match mode.as_str() {
             "refuses" => return Err(CallError::invalid("this version refuses its params")),
             "aborts-new" => std::process::abort(),
+            // From when the test wants it on.
+            "breaks" if params["broken"].as_str().is_some_and(|file| std::path::Path::new(file).exists()) => {
+                return Err(CallError::failed("this version cannot be made any more"));
+            }
             "never-new" => std::thread::sleep(Duration::from_secs(3600)),
             // A worker's environment is empty, a daemon's is not.
             "never-standby" if std::env::vars_os().next().is_some() => {

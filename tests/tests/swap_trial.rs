@@ -1,0 +1,88 @@
+//! What a trial must not let pass: a version that cannot begin its cycles, one that is too dear in a
+//! short window.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(clippy::disallowed_methods, reason = "a test writes plain files")]
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use kairos_tests::Root;
+use kairos_tests::swaps::*;
+use serde_json::json;
+
+/// A root in workers, and the file that keeps versions in mode `breaks` from being made.
+fn breakable(swap: &str) -> (Root, PathBuf) {
+    let root = isolated("plain", &format!("max_concurrent_cycles: 2\n{swap}"), "process");
+    let broken = root.aside().join("broken");
+    let path = root.file("config/daemon.yml");
+    let text = fs::read_to_string(&path).unwrap();
+    let params = format!("isolation: process, params: {{broken: {}}}", json!(broken.display().to_string()));
+    fs::write(&path, text.replace("isolation: process", &params)).unwrap();
+    (root, broken)
+}
+
+/// A cycle that keeps the one worker there is until the test wants it to end.
+fn occupied(root: &Root) -> Result<(String, PathBuf)> {
+    let gate = root.aside().join("gate");
+    let id = root.add("holds", &[&format!("gate={}", json!(gate.display().to_string()))]);
+    root.wait_state(&id, &["running"])?;
+    Ok((id, gate))
+}
+
+#[test]
+fn a_version_whose_instances_cannot_be_made_any_more_is_rolled_back() -> Result<()> {
+    let (root, broken) = breakable("swap: {canary_cycles: 20, canary_error_rate: 0, drain_timeout: 20s}");
+    let _daemon = root.start()?;
+    run(&root, &[])?;
+    let view = swapped(&root, &trusted(&root, "breaks"));
+    let (holds, gate) = occupied(&root)?;
+    fs::write(&broken, "")?;
+    // It needs a second worker.
+    let id = root.add("work", &[]);
+    let row = root.wait_state(&id, &["succeeded", "failed", "review"])?;
+    assert_eq!(row["state"], "succeeded", "{row}");
+    assert!(last_cycle(&row)["summary"].as_str().unwrap().starts_with("plain after"), "{row}");
+    assert_eq!(serving(&root)["generation"], view["from"]);
+    assert_eq!(states(&root), ["rolled_back", "active"]);
+    assert!(root.logged("runner_passed_its_trial").is_empty());
+    fs::write(gate, "")?;
+    assert_eq!(root.wait_state(&holds, &["succeeded", "failed", "review"])?["state"], "succeeded");
+    Ok(())
+}
+
+#[test]
+fn a_trial_whose_time_is_over_while_nothing_can_begin_has_failed() -> Result<()> {
+    // No count of errors ends this one.
+    let settings = "swap: {canary_cycles: 100, canary_time: 6s, canary_error_rate: 1, drain_timeout: 20s}";
+    let (root, broken) = breakable(settings);
+    let _daemon = root.start()?;
+    run(&root, &[])?;
+    let view = swapped(&root, &trusted(&root, "breaks"));
+    let (holds, gate) = occupied(&root)?;
+    fs::write(&broken, "")?;
+    let id = root.add("work", &[]);
+    let row = root.wait_state(&id, &["succeeded", "failed", "review"])?;
+    assert_eq!(row["state"], "succeeded", "{row}");
+    assert_eq!(serving(&root)["generation"], view["from"]);
+    assert_eq!(states(&root), ["rolled_back", "active"]);
+    let history = root.json(&["plugin", "history", "v"]);
+    assert!(history[0]["reason"].as_str().unwrap().starts_with("it cannot begin cycles: "), "{history}");
+    fs::write(gate, "")?;
+    assert_eq!(root.wait_state(&holds, &["succeeded", "failed", "review"])?["state"], "succeeded");
+    Ok(())
+}
+
+#[test]
+fn a_short_trial_judges_the_cost_by_the_cycles_it_has() -> Result<()> {
+    let settings = "swap: {canary_cycles: 1, canary_cost_factor: 2, drain_timeout: 20s}";
+    let root = root("plain", settings);
+    let _daemon = root.start()?;
+    run(&root, &["prompt=hello"])?;
+    let view = swapped(&root, &trusted(&root, "dear"));
+    run(&root, &["prompt=hello", "trap=true"])?;
+    wait_states(&root, &["rolled_back", "active"])?;
+    assert_eq!(serving(&root)["generation"], view["from"]);
+    Ok(())
+}
