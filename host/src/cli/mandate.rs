@@ -181,10 +181,14 @@ async fn list(args: ListArgs, context: &Context) -> anyhow::Result<()> {
         if list.as_array().is_some_and(Vec::is_empty) {
             return "no mandates".to_owned();
         }
-        table(
-            &["ID", "STATE", "REASON", "SCHEDULE", "RUNNER", "CREATED", "GOAL"],
-            &rows(list, &["id", "state", "reason", "schedule", "runner", "created_at", "goal"]),
-        )
+        let fields = ["id", "state", "schedule", "runner", "created_at", "goal", "reason"];
+        let mut rows = rows(list, &fields);
+        for row in &mut rows {
+            // `show` has the whole of it.
+            row[5] = clipped(&row[5], 40);
+            row[6] = clipped(&row[6], 100);
+        }
+        table(&["ID", "STATE", "SCHEDULE", "RUNNER", "CREATED", "GOAL", "REASON"], &rows)
     })
 }
 
@@ -227,6 +231,9 @@ async fn show(id: &str, context: &Context) -> anyhow::Result<()> {
         {
             text.push_str(&format!("{key:<11} {}\n", printable(&cell(&mandate[key]))));
         }
+        if let Some(todo) = todo(mandate) {
+            text.push_str(&format!("{:<11} {todo}\n", "to do"));
+        }
         text.push_str(&running(&mandate["running"]));
         text.push_str("\ncycles\n");
         let cycles: Vec<Vec<String>> =
@@ -244,6 +251,26 @@ async fn show(id: &str, context: &Context) -> anyhow::Result<()> {
         }
         text
     })
+}
+
+/// How a person lets it go on, where only a person can.
+fn todo(mandate: &Value) -> Option<String> {
+    let (id, state) = (mandate["id"].as_str()?, mandate["state"].as_str()?);
+    match state {
+        "review" => {
+            Some(format!("`kairos mandate resolve {id} --redo`, or --done, or --fail, with --note TEXT"))
+        }
+        "paused_checkpoint" | "paused_approval" => Some(format!("`kairos mandate resume {id}`")),
+        _ => None,
+    }
+}
+
+/// A text of at most so many characters, for a table.
+fn clipped(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{}...", &text[..end]),
+    }
 }
 
 /// What the cycle that runs says of itself.

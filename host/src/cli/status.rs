@@ -17,13 +17,46 @@ use crate::exit::{Failure, code};
 /// Those of the control plane. A daemon that does not run is no error.
 pub async fn status(context: &Context) -> anyhow::Result<()> {
     let answer = context.client().await?.get("/v1/status").await?;
-    emit(context.style, &answer, |status| {
-        let mut text = String::new();
-        for (key, value) in status.as_object().into_iter().flatten() {
-            text.push_str(&format!("{key:<20} {}\n", printable(&said(key, value))));
+    emit(context.style, &answer, glance)
+}
+
+/// What a person looks for first; the rest follows by name.
+const FIRST: [&str; 13] = [
+    "state",
+    "reasons",
+    "active_mandate_ids",
+    "queue_depth",
+    "last_cycle_at",
+    "budget_exceeded",
+    "schedules",
+    "schedules_quarantined",
+    "swaps",
+    "sandbox",
+    "pid",
+    "started_at",
+    "root",
+];
+
+/// The status for a person: how it is and why on top, each reason on a line of its own.
+fn glance(status: &Value) -> String {
+    let known = status.as_object();
+    let first = FIRST.iter().filter_map(|key| Some((*key, status.get(key)?)));
+    // One of those that are listed anyway.
+    let rest = known.into_iter().flatten().map(|(key, value)| (key.as_str(), value));
+    let rest = rest.filter(|(key, _)| !FIRST.contains(key) && *key != "active_mandate_id");
+    let mut text = String::new();
+    for (key, value) in first.chain(rest) {
+        match value.as_array().filter(|list| key == "reasons" && !list.is_empty()) {
+            None => text.push_str(&format!("{key:<22} {}\n", printable(&said(key, value)))),
+            Some(reasons) => {
+                for (at, reason) in reasons.iter().enumerate() {
+                    let key = if at == 0 { key } else { "" };
+                    text.push_str(&format!("{key:<22} {}\n", printable(&cell(reason))));
+                }
+            }
         }
-        text
-    })
+    }
+    text
 }
 
 /// `kairos budget show`.
@@ -133,6 +166,32 @@ fn words(of: &Value, key: &str) -> Vec<String> {
     of[key].as_array().into_iter().flatten().map(cell).collect()
 }
 
+/// Changed keys, with one word for an entry of which many changed: a new runner, for example.
+fn in_short(keys: &[String]) -> Vec<&str> {
+    const MANY: usize = 3;
+    let mut short: Vec<&str> = Vec::new();
+    for key in keys {
+        let entry = entry_of(key)
+            .filter(|entry| keys.iter().filter(|other| entry_of(other) == Some(entry)).count() > MANY);
+        let word = entry.unwrap_or(key);
+        if !short.contains(&word) {
+            short.push(word);
+        }
+    }
+    short
+}
+
+/// `runners.NAME` of the keys in it, and the same of commands.
+fn entry_of(key: &str) -> Option<&str> {
+    let name = key.strip_prefix("runners.").or_else(|| key.strip_prefix("commands."))?;
+    let mut quoted = false;
+    let end = name.find(|c| {
+        quoted ^= c == '"';
+        c == '.' && !quoted
+    })?;
+    Some(&key[..key.len() - name.len() + end])
+}
+
 /// What became of each file, for people.
 fn reloaded(reload: &Value) -> String {
     let part = |key: &str| reload[key].as_str().unwrap_or_default().to_owned();
@@ -160,7 +219,7 @@ fn reloaded(reload: &Value) -> String {
                 format!("daemon.yml: in effect but for {}, as before", aside.join(", "))
             }
             "in_effect" if keys.is_empty() => "daemon.yml: read".to_owned(),
-            "in_effect" => format!("daemon.yml: in effect: {}", keys.join(", ")),
+            "in_effect" => format!("daemon.yml: in effect: {}", in_short(&keys).join(", ")),
             _ => "daemon.yml: unchanged".to_owned(),
         });
         if !restart.is_empty() {
@@ -219,52 +278,58 @@ pub async fn stop(context: &Context) -> anyhow::Result<()> {
 /// Those of the control plane.
 pub async fn plugins(context: &Context) -> anyhow::Result<()> {
     let answer = context.client().await?.get("/v1/plugins").await?;
-    emit(context.style, &answer["plugins"], |list| {
-        let mut text = table(
-            &[
-                "RUNNER",
-                "SERVES",
-                "VERSION",
-                "FILE",
-                "ABI",
-                "ISOLATION",
-                "STATE",
-                "GENERATION",
-                "SWAP",
-                "CONFIGURED",
-                "REASON",
-            ],
-            &rows(
-                &in_a_word(list),
-                &[
-                    "runner",
-                    "name",
-                    "version",
-                    "file",
-                    "abi",
-                    "isolation",
-                    "state",
-                    "generation",
-                    "swap",
-                    "configured",
-                    "reason",
-                ],
-            ),
-        );
-        for row in list.as_array().into_iter().flatten().filter(|row| row["remedy"].is_string()) {
-            text =
-                format!("{}\nremedy for {}: {}", text.trim_end(), cell(&row["runner"]), cell(&row["remedy"]));
-        }
-        text
-    })
+    emit(context.style, &answer["plugins"], slots)
 }
 
-/// The stage of each swap under way in place of the whole of it, and what is configured where it is
+/// The slots for a person, and below them what is wrong with which and what to do.
+fn slots(list: &Value) -> String {
+    let header = [
+        "RUNNER",
+        "STATE",
+        "SERVES",
+        "VERSION",
+        "ABI",
+        "ISOLATION",
+        "GENERATION",
+        "SWAP",
+        "CONFIGURED",
+        "FILE",
+    ];
+    let fields = [
+        "runner",
+        "state",
+        "name",
+        "version",
+        "abi",
+        "isolation",
+        "generation",
+        "swap",
+        "configured",
+        "file",
+    ];
+    let mut text = table(&header, &rows(&in_a_word(list), &fields));
+    for row in list.as_array().into_iter().flatten() {
+        let line = |key: &str| row[key].as_str().map(|text| text.replace('\n', "\n  "));
+        let Some(reason) = line("reason") else { continue };
+        let runner = printable(&cell(&row["runner"]));
+        let code = row["code"].as_str().map(|code| format!("{code}: ")).unwrap_or_default();
+        text.push_str(&format!("\n{runner}: {code}{reason}\n"));
+        if let Some(remedy) = line("remedy") {
+            text.push_str(&format!("  -> {remedy}\n"));
+        }
+    }
+    text
+}
+
+/// The stage of each swap under way in place of the whole of it, the start of each sha256, and what is configured where it is
 /// something else than what serves.
 fn in_a_word(list: &Value) -> Value {
     let mut list = list.clone();
     for runner in list.as_array_mut().into_iter().flatten() {
         runner["swap"] = runner["swap"]["stage"].clone();
+        if let Some(sha256) = runner["generation"].as_str() {
+            runner["generation"] = sha256[..sha256.len().min(12)].into();
+        }
         let configured = &runner["configured"];
         let word = match (&configured["serves"], &configured["generation"]) {
             (Value::Bool(true), _) => cell(&configured["plugin"]),
@@ -348,6 +413,47 @@ mod tests {
         assert_eq!(said("sandbox", &json!({"a": "full", "b": "partial"})), "a=full, b=partial");
         assert_eq!(said("sandbox", &json!({})), "-");
         assert_eq!(said("swaps", &Value::Null), "-");
+    }
+
+    #[test]
+    fn one_glance_has_the_state_and_each_reason_on_top() {
+        let status = json!({"active_mandate_id": "m", "active_mandate_ids": ["m"], "pid": 7,
+            "reasons": ["runner a: is not there", "disk full"], "state": "running", "zone_data": "2026a"});
+        let text = glance(&status);
+        let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(lines[0], ["state", "running"]);
+        assert_eq!(
+            (&lines[1][..3], lines[2].as_slice()),
+            (&["reasons", "runner", "a:"][..], &["disk", "full"][..])
+        );
+        assert_eq!(lines.len(), 6, "{text}");
+        assert_eq!(lines[5], ["zone_data", "2026a"]);
+    }
+
+    #[test]
+    fn a_slot_that_does_not_serve_says_why_and_what_to_do_below_the_table() {
+        let list = json!([
+            {"runner": "a", "state": "active", "generation": "0123456789abcdef", "configured": {"serves": true}},
+            {"runner": "b", "state": "unavailable", "code": "not_elf", "reason": "not an ELF file",
+                "remedy": "build it", "configured": {}},
+        ]);
+        let text = slots(&list);
+        assert!(text.ends_with("\nb: not_elf: not an ELF file\n  -> build it\n"), "{text}");
+        assert!(text.contains("0123456789ab ") && !text.contains("abcdef"), "{text}");
+    }
+
+    #[test]
+    fn an_entry_of_which_much_changed_is_named_once() {
+        let keys = [
+            "runners.a.plugin",
+            "runners.\"x.y\".a",
+            "runners.\"x.y\".b",
+            "runners.\"x.y\".c",
+            "runners.\"x.y\".d",
+            "tick_interval",
+        ];
+        let keys = keys.map(str::to_owned);
+        assert_eq!(in_short(&keys), ["runners.a.plugin", "runners.\"x.y\"", "tick_interval"]);
     }
 
     #[test]
