@@ -137,6 +137,26 @@ fn who_asks_for_the_swap_is_told_that_another_person_gave_it_up() -> Result<()> 
 }
 
 #[test]
+fn who_waits_for_a_swap_is_told_of_the_stop() -> Result<()> {
+    let root = root("plain", PATIENT);
+    let mut daemon = root.start()?;
+    let _id = gated(&root, &root.aside().join("gate"))?;
+    let next = trusted(&root, "b");
+    let ran = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| swap(&root, &next));
+        root.wait_for("hand-over", || (serving(&root)["swap"]["stage"] == "handover").then_some(())).unwrap();
+        assert_eq!(daemon.stop().unwrap(), 0);
+        asked.join().unwrap()
+    });
+    // A daemon that has ended before its answer was read has ended all the same.
+    let told = (ran.code, error(&ran)["code"].as_str().unwrap().to_owned());
+    assert!([(1, "stopping".to_owned()), (7, "daemon_ended".to_owned())].contains(&told), "{ran:?}");
+    assert!(ran.stderr.contains("next start"), "{ran:?}");
+    assert_eq!(states(&root), ["refused", "active"]);
+    Ok(())
+}
+
+#[test]
 fn while_cycles_wait_for_a_hand_over_status_and_mandate_say_so() -> Result<()> {
     let root = root("plain", PATIENT);
     let _daemon = root.start()?;

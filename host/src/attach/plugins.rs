@@ -93,7 +93,8 @@ pub async fn progress(
     query: Result<Query<ProgressQuery>, QueryRejection>,
 ) -> Answer {
     let Query(query) = query?;
-    let swaps = swaps(&plane)?;
+    // Also of a daemon that stops: who waits for a swap is told how it ended.
+    let swaps = plane.source.swaps().ok_or_else(no_daemon)?;
     let view = match query.after {
         Some(step) => swaps.view_after(&id, step, WAIT_MAX).await,
         None => swaps.view(&id),
@@ -124,14 +125,7 @@ pub async fn history(
 }
 
 fn swaps(plane: &ControlPlane) -> Result<Swaps, ApiError> {
-    let swaps = plane.source.swaps().ok_or_else(|| {
-        ApiError::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "daemon_down",
-            "no daemon runs here, so nothing is swapped",
-        )
-        .remedy("start it, or name the new file in daemon.yml before you do")
-    })?;
+    let swaps = plane.source.swaps().ok_or_else(no_daemon)?;
     match plane.mailbox.phase() {
         Phase::Running => Ok(swaps),
         phase => {
@@ -139,6 +133,15 @@ fn swaps(plane: &ControlPlane) -> Result<Swaps, ApiError> {
             Err(ApiError::new(StatusCode::CONFLICT, "not_now", message))
         }
     }
+}
+
+fn no_daemon() -> ApiError {
+    ApiError::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "daemon_down",
+        "no daemon runs here, so nothing is swapped",
+    )
+    .remedy("start it, or name the new file in daemon.yml before you do")
 }
 
 impl From<Refusal> for ApiError {

@@ -116,10 +116,10 @@ fn wanted(parts: &Parts, name: &str, slot: Option<&RunnerStatus>) -> Wanted {
 /// Where the file of what serves came from when it was swapped in.
 fn origin(parts: &Parts, runner: &str, sha256: &str) -> Option<String> {
     let lives = parts.store.generations(Some(runner), LIVES).unwrap_or_default();
-    let serves = lives.into_iter().find(|life| {
-        life.sha256 == sha256 && life.state != GenerationState::Refused && life.source.is_some()
+    let serves = lives.into_iter().find(|row| {
+        row.life.sha256 == sha256 && row.state != GenerationState::Refused && row.life.source.is_some()
     });
-    serves.and_then(|life| life.source)
+    serves.and_then(|row| row.life.source)
 }
 
 /// The layers that a sandbox does without, with the reasons.

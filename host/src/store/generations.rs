@@ -15,29 +15,33 @@ use crate::domain::handover::HandOver;
 /// Recorded cycles that are kept of each runner; older ones are forgotten with each that comes.
 pub const RECENT_MAX: usize = 64;
 
-/// Who a generation is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NewGeneration {
+/// Who lives in a slot, and how it came there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Life {
     /// The slot: the runner's key in the configuration.
     pub runner: String,
-    /// Of its file; names the generation.
+    /// Of its file; names the generation. Like the four after it empty for a refused file of which it was
+    /// not known.
+    #[serde(serialize_with = "known")]
     pub sha256: String,
     /// From its manifest.
+    #[serde(serialize_with = "known")]
     pub name: String,
     /// From its manifest.
+    #[serde(serialize_with = "known")]
     pub version: String,
     /// `rust`, `c`, `builtin`.
+    #[serde(serialize_with = "known")]
     pub abi: String,
     /// `in_process`, `process`, `sandbox`.
+    #[serde(serialize_with = "known")]
     pub isolation: String,
     /// The swap that brings it; none for one that the configuration names.
     pub swap: Option<String>,
     /// sha256 of the file that the configuration names at this time.
     pub configured: Option<String>,
-    /// Where the file came from, as somebody named it.
+    /// Where its file came from, as somebody named it.
     pub source: Option<String>,
-    /// Wall time.
-    pub at: DateTime<Utc>,
 }
 
 /// Why a candidate never served.
@@ -114,35 +118,15 @@ pub struct TrailEntry {
 pub struct GenerationRow {
     /// Number in the store; grows with time.
     pub n: i64,
-    /// The slot.
-    pub runner: String,
-    /// Of its file; like the four after it empty for a refused file of which it was not known.
-    #[serde(serialize_with = "known")]
-    pub sha256: String,
-    /// From its manifest.
-    #[serde(serialize_with = "known")]
-    pub name: String,
-    /// From its manifest.
-    #[serde(serialize_with = "known")]
-    pub version: String,
-    /// `rust`, `c`, `builtin`.
-    #[serde(serialize_with = "known")]
-    pub abi: String,
-    /// `in_process`, `process`, `sandbox`.
-    #[serde(serialize_with = "known")]
-    pub isolation: String,
+    /// Who.
+    #[serde(flatten)]
+    pub life: Life,
     /// Where it stands.
     pub state: GenerationState,
     /// Since when.
     pub since: DateTime<Utc>,
     /// Why.
     pub reason: Option<String>,
-    /// The swap that brought it.
-    pub swap: Option<String>,
-    /// sha256 of the configured file at that time.
-    pub configured: Option<String>,
-    /// Where its file came from, as somebody named it.
-    pub source: Option<String>,
     /// Why it never served, where it was refused.
     pub refused: Option<Refused>,
     /// True while it is on trial.
@@ -184,13 +168,13 @@ pub struct RecordedCycle {
 /// one short transaction each.
 pub trait GenerationStore: Send + Sync + 'static {
     /// Begins the life of a candidate: its number.
-    fn add_generation(&self, new: NewGeneration) -> Pending<i64>;
+    fn add_generation(&self, life: Life, at: DateTime<Utc>) -> Pending<i64>;
     /// Records a file that was refused before there was anything to keep of it: its number.
     fn refuse_file(&self, new: NewRefusal) -> Pending<i64>;
     /// Makes the generation that the configuration put in a slot its active one. Of the same sha256
     /// as the active one that is known: nothing changes. Else everything open in that slot ends
     /// first, for `reason`. Gives its number.
-    fn adopt_generation(&self, new: NewGeneration, reason: String) -> Pending<i64>;
+    fn adopt_generation(&self, life: Life, reason: String, at: DateTime<Utc>) -> Pending<i64>;
     /// Moves generations on, all of them in one commit or none.
     fn move_generations(&self, moves: Vec<GenerationMove>, at: DateTime<Utc>) -> Pending<()>;
     /// After a start: what never served is withdrawn, what drained is retired; active ones stay, and

@@ -210,12 +210,12 @@ impl Swaps {
         let before = self.0.version_before(runner).await?;
         let plan = pipeline::Plan {
             runner: runner.to_owned(),
-            source: pipeline::Source::Kept(before.sha256.clone()),
-            origin: before.source,
+            source: pipeline::Source::Kept(before.life.sha256.clone()),
+            origin: before.life.source.clone(),
             cold: false,
             back: Some(who.to_owned()),
         };
-        self.0.begin(plan, before.sha256)
+        self.0.begin(plan, before.life.sha256)
     }
 
     /// Ends trials that a reload has ended: to be called once it is recorded what serves now.
@@ -381,7 +381,7 @@ impl Inner {
         let sha256 = &serves.identity().generation;
         let served = |row: &GenerationRow| {
             matches!(row.state, S::Retired | S::Draining)
-                && row.sha256 != *sha256
+                && row.life.sha256 != *sha256
                 && row.trail.iter().any(|entry| entry.state == S::Active)
         };
         rows.into_iter().find(served).ok_or_else(|| {
@@ -410,6 +410,12 @@ fn show(view: &channel::Sender<SwapView>, change: impl FnOnce(&mut SwapView)) {
 fn enter(view: &channel::Sender<SwapView>, stage: Stage, clock: &dyn Clock) {
     let at = clock.now();
     show(view, |seen| (seen.stage, seen.since) = (stage, at));
+}
+
+/// A swap ends without serving, or serves no more. In one step: who looks sees the reason with the stage.
+fn end(view: &channel::Sender<SwapView>, stage: Stage, why: Refusal, clock: &dyn Clock) {
+    let at = clock.now();
+    show(view, |seen| (seen.stage, seen.since, seen.refusal) = (stage, at, Some(why)));
 }
 
 /// Work of a swap takes short turns: cycles that serve wait behind it otherwise.

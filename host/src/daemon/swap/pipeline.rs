@@ -12,12 +12,12 @@ use super::halt::Halts;
 use super::start::is_judgement;
 use super::trial::Trial;
 use super::view::{Refusal, Stage, SwapView};
-use super::{Inner, Settings, enter, make_way, on_thread, shadow, show};
+use super::{Inner, Settings, end, enter, make_way, on_thread, shadow, show};
 use crate::domain::generation::GenerationEvent;
 use crate::domain::handover::HandOver;
 use crate::runner::manifest::fingerprint;
 use crate::runner::{Generation, Isolation, LoadError, Pace, Pin, PluginFile, RunnerConfig, RunnerError};
-use crate::store::{self, GenerationMove, NewGeneration, NewRefusal, Refused};
+use crate::store::{self, GenerationMove, Life, NewRefusal, Refused};
 
 /// Longest time that a call on a trial in the background has: below what its worker has to answer,
 /// so that lateness is never taken for a crash.
@@ -132,8 +132,7 @@ impl Inner {
             let details = json!({"swap": id, "runner": swap.plan.runner, "source": swap.view.borrow().source,
                 "stage": swap.view.borrow().stage, "code": code, "message": message, "remedy": remedy});
             self.event("swap_refused", details).await;
-            show(&swap.view, |seen| seen.refusal = Some(refusal));
-            enter(&swap.view, Stage::Refused, &*self.parts.clock);
+            end(&swap.view, Stage::Refused, refusal, &*self.parts.clock);
         }
     }
 
@@ -254,7 +253,7 @@ impl Inner {
         let at = self.parts.clock.now();
         let serves_in = swap.serves.isolation().to_string();
         let identity = swap.serves.identity();
-        let new = |sha256: &str, name: &str, version: &str, abi: &str, isolation: String| NewGeneration {
+        let new = |sha256: &str, name: &str, version: &str, abi: &str, isolation: String| Life {
             runner: swap.plan.runner.clone(),
             sha256: sha256.to_owned(),
             name: name.to_owned(),
@@ -264,17 +263,16 @@ impl Inner {
             swap: None,
             configured: swap.configured.clone(),
             source: None,
-            at,
         };
         let old = new(&identity.generation, &identity.name, &identity.version, &identity.abi, serves_in);
-        let old = self.parts.generations.adopt_generation(old, "configured".to_owned()).await?;
+        let old = self.parts.generations.adopt_generation(old, "configured".to_owned(), at).await?;
         let swap_id = Some(swap.view.borrow().id.clone());
         let manifest = &plugin.manifest;
         let next =
             new(&plugin.sha256, &manifest.name, &manifest.version, &manifest.abi, swap.isolation.to_string());
         let source = swap.plan.origin.clone();
-        let next = NewGeneration { swap: swap_id, source, ..next };
-        let next = self.parts.generations.add_generation(next).await?;
+        let next = Life { swap: swap_id, source, ..next };
+        let next = self.parts.generations.add_generation(next, at).await?;
         Ok((old, next))
     }
 

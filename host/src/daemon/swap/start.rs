@@ -11,18 +11,21 @@ use super::view::{Stage, SwapView};
 use super::{Inner, Swaps, on_thread};
 use crate::domain::generation::GenerationState;
 use crate::runner::{NotTaken, Pin, Runners};
-use crate::store::{self, GenerationRow, GenerationStore, NewGeneration, NewRefusal, Refused};
+use crate::store::{self, GenerationRow, GenerationStore, Life, NewRefusal, Refused};
 
 /// What serves in place of configured files, of rows that are open after a start: what was swapped
 /// in, and whatever serves where a version is barred.
 #[must_use]
 pub fn pins(open: &[GenerationRow], barred: &BTreeMap<String, BTreeSet<String>>) -> BTreeMap<String, Pin> {
-    let stays = |row: &&GenerationRow| row.swap.is_some() || barred.contains_key(&row.runner);
+    let stays = |row: &&GenerationRow| row.life.swap.is_some() || barred.contains_key(&row.life.runner);
     let active = open.iter().filter(|row| row.state == GenerationState::Active);
     active
         .filter(stays)
         .map(|row| {
-            (row.runner.clone(), Pin { sha256: row.sha256.clone(), configured: row.configured.clone() })
+            (
+                row.life.runner.clone(),
+                Pin { sha256: row.life.sha256.clone(), configured: row.life.configured.clone() },
+            )
         })
         .collect()
 }
@@ -34,7 +37,7 @@ pub fn barred(lives: &[GenerationRow]) -> BTreeMap<String, BTreeSet<String>> {
     let mut seen = BTreeSet::new();
     let mut barred: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for row in lives {
-        let last = seen.insert((&row.runner, &row.sha256));
+        let last = seen.insert((&row.life.runner, &row.life.sha256));
         let bad = match row.state {
             GenerationState::RolledBack => true,
             GenerationState::Refused => {
@@ -43,7 +46,7 @@ pub fn barred(lives: &[GenerationRow]) -> BTreeMap<String, BTreeSet<String>> {
             _ => false,
         };
         if last && bad {
-            barred.entry(row.runner.clone()).or_default().insert(row.sha256.clone());
+            barred.entry(row.life.runner.clone()).or_default().insert(row.life.sha256.clone());
         }
     }
     barred
@@ -84,7 +87,7 @@ pub fn adopt(
         };
         let sources = runners.sources(&config);
         let source = sources.file.filter(|_| sources.configured.as_ref() == Some(&identity.generation));
-        let new = NewGeneration {
+        let life = Life {
             runner: status.name,
             sha256: identity.generation,
             name: identity.name,
@@ -94,9 +97,8 @@ pub fn adopt(
             swap: None,
             configured: sources.configured,
             source: source.map(|file| file.display().to_string()),
-            at,
         };
-        generations.adopt_generation(new, "configured".to_owned()).wait()?;
+        generations.adopt_generation(life, "configured".to_owned(), at).wait()?;
     }
     Ok(())
 }
@@ -138,15 +140,15 @@ impl Swaps {
         let read = tokio::task::spawn_blocking(move || generations.generations(None, super::ROLLED_BACK_MAX));
         for row in read.await.ok().and_then(Result::ok).unwrap_or_default().into_iter().rev() {
             match row.state {
-                GenerationState::RolledBack => inner.remember_rolled_back(&row.runner, &row.sha256),
-                GenerationState::Active => inner.forget_rolled_back(&row.runner, &row.sha256),
+                GenerationState::RolledBack => inner.remember_rolled_back(&row.life.runner, &row.life.sha256),
+                GenerationState::Active => inner.forget_rolled_back(&row.life.runner, &row.life.sha256),
                 _ => {}
             }
         }
         for row in open.iter().filter(|row| row.canary && row.state == GenerationState::Active) {
-            let former = open
-                .iter()
-                .find(|other| other.runner == row.runner && other.state == GenerationState::Standby);
+            let former = open.iter().find(|other| {
+                other.life.runner == row.life.runner && other.state == GenerationState::Standby
+            });
             if let Some(former) = former {
                 inner.resume_trial(row, former).await;
             }
@@ -156,24 +158,24 @@ impl Swaps {
 
 impl Inner {
     async fn resume_trial(self: &Arc<Self>, row: &GenerationRow, former: &GenerationRow) {
-        let runner = row.runner.as_str();
+        let runner = row.life.runner.as_str();
         let serves = match self.parts.runners.current(runner) {
-            Ok(serves) if serves.identity().generation == row.sha256 => serves,
+            Ok(serves) if serves.identity().generation == row.life.sha256 => serves,
             // The configuration names another file by now; adopting it has ended the trial.
             _ => return,
         };
         let settings = self.settings();
         let (runners, name, sha256) =
-            (Arc::clone(&self.parts.runners), runner.to_owned(), former.sha256.clone());
+            (Arc::clone(&self.parts.runners), runner.to_owned(), former.life.sha256.clone());
         let load = move || runners.kept(&sha256).and_then(|plugin| runners.prepare(&name, &plugin));
         let limit = settings.shadow_deadline;
         let standby = match on_thread("load", limit, &*self.parts.clock, load).await {
             Ok(Ok(standby)) => standby,
             Ok(Err(error)) => {
-                return tracing::error!(runner, generation = former.sha256, %error, "runner_predecessor_lost");
+                return tracing::error!(runner, generation = former.life.sha256, %error, "runner_predecessor_lost");
             }
             Err(refusal) => {
-                return tracing::error!(runner, generation = former.sha256, %refusal, "runner_predecessor_lost");
+                return tracing::error!(runner, generation = former.life.sha256, %refusal, "runner_predecessor_lost");
             }
         };
         if let Some(states) = row.handover.clone() {
@@ -190,15 +192,16 @@ impl Inner {
                 }
             }
         }
-        let id = row.swap.clone().unwrap_or_default();
-        let mut seen = SwapView::new(id.clone(), runner, row.sha256.clone(), row.since);
+        let id = row.life.swap.clone().unwrap_or_default();
+        let mut seen = SwapView::new(id.clone(), runner, row.life.sha256.clone(), row.since);
         seen.stage = Stage::Canary;
-        seen.generation = Some(row.sha256.clone());
-        seen.from = Some(former.sha256.clone());
-        (seen.name, seen.version) = (Some(row.name.clone()), Some(row.version.clone()));
+        seen.generation = Some(row.life.sha256.clone());
+        seen.from = Some(former.life.sha256.clone());
+        (seen.name, seen.version) = (Some(row.life.name.clone()), Some(row.life.version.clone()));
         let view = Arc::new(watch::Sender::new(seen));
         let recorded = self.recorded(runner, crate::store::RECENT_MAX).await.unwrap_or_default();
-        let before: Vec<_> = recorded.into_iter().filter(|cycle| cycle.generation != row.sha256).collect();
+        let before: Vec<_> =
+            recorded.into_iter().filter(|cycle| cycle.generation != row.life.sha256).collect();
         let past = (self.parts.clock.now() - row.since).to_std().unwrap_or(Duration::ZERO);
         let time = settings.canary_time.saturating_sub(past);
         let rows = (former.n, row.n);
@@ -209,7 +212,7 @@ impl Inner {
             table.views.push_back((id, view));
             table.trials.insert(runner.to_owned(), Arc::clone(&trial));
         }
-        tracing::info!(runner, generation = row.sha256, "runner_trial_resumed");
+        tracing::info!(runner, generation = row.life.sha256, "runner_trial_resumed");
         self.watch_trial(trial);
     }
 }

@@ -12,7 +12,7 @@ use tokio::sync::{Notify, watch};
 
 use super::canary::{Counters, Counts, Decision};
 use super::view::{Refusal, Stage, SwapView};
-use super::{Inner, Settings, enter, on_thread, show};
+use super::{Inner, Settings, end, enter, on_thread, show};
 use crate::daemon::dispatch::STOP_GRACE;
 use crate::daemon::dispatch::ports::{OnTrial, TrialCycle, Trials};
 use crate::domain::generation::GenerationEvent;
@@ -258,8 +258,7 @@ impl Inner {
             Err(error) => tracing::error!(runner, %error, "swap_rolled_back_without_a_flip"),
         }
         tracing::warn!(runner, generation = failed, why, "runner_rolled_back");
-        show(&trial.view, |seen| seen.refusal = Some(Refusal::new("rolled_back", why)));
-        enter(&trial.view, Stage::RolledBack, &*self.parts.clock);
+        end(&trial.view, Stage::RolledBack, Refusal::new("rolled_back", why), &*self.parts.clock);
         trial.decided.notify_one();
         Ok(())
     }
@@ -339,8 +338,7 @@ impl Inner {
             self.freed.send_modify(|count| *count += 1);
             tracing::info!(runner, "runner_trial_ended_by_configuration");
             let refusal = Refusal::new("conflict", "the configuration names another file for the runner now");
-            show(&trial.view, |seen| seen.refusal = Some(refusal));
-            enter(&trial.view, Stage::RolledBack, &*self.parts.clock);
+            end(&trial.view, Stage::RolledBack, refusal, &*self.parts.clock);
             trial.decided.notify_one();
         }
     }

@@ -11,8 +11,8 @@ use super::txn::{About, Txn, all, first};
 use super::{SqliteStore, recent};
 use crate::domain::generation::{GenerationEvent, GenerationState};
 use crate::store::{
-    Error, GenerationMove, GenerationRow, GenerationStore, NewGeneration, NewRefusal, Pending, RecordedCycle,
-    Result, TrailEntry,
+    Error, GenerationMove, GenerationRow, GenerationStore, Life, NewRefusal, Pending, RecordedCycle, Result,
+    TrailEntry,
 };
 
 /// Lives that are kept of each slot besides those that are open.
@@ -26,16 +26,16 @@ const COLUMNS: &str = "n, runner, sha256, name, version, abi, isolation, state, 
 const OPEN: &str = "state NOT IN ('retired', 'rolled_back', 'refused')";
 
 impl GenerationStore for SqliteStore {
-    fn add_generation(&self, new: NewGeneration) -> Pending<i64> {
-        self.run(move |txn| insert(txn, &new, GenerationState::Candidate, None))
+    fn add_generation(&self, life: Life, at: DateTime<Utc>) -> Pending<i64> {
+        self.run(move |txn| insert(txn, &life, GenerationState::Candidate, None, at))
     }
 
     fn refuse_file(&self, new: NewRefusal) -> Pending<i64> {
         self.run(move |txn| refuse(txn, new))
     }
 
-    fn adopt_generation(&self, new: NewGeneration, reason: String) -> Pending<i64> {
-        self.run(move |txn| adopt(txn, &new, &reason))
+    fn adopt_generation(&self, life: Life, reason: String, at: DateTime<Utc>) -> Pending<i64> {
+        self.run(move |txn| adopt(txn, &life, &reason, at))
     }
 
     fn move_generations(&self, moves: Vec<GenerationMove>, at: DateTime<Utc>) -> Pending<()> {
@@ -79,22 +79,24 @@ impl GenerationStore for SqliteStore {
 fn read(row: &Row<'_>) -> rusqlite::Result<GenerationRow> {
     Ok(GenerationRow {
         n: row.get(0)?,
-        runner: row.get(1)?,
-        sha256: row.get(2)?,
-        name: row.get(3)?,
-        version: row.get(4)?,
-        abi: row.get(5)?,
-        isolation: row.get(6)?,
+        life: Life {
+            runner: row.get(1)?,
+            sha256: row.get(2)?,
+            name: row.get(3)?,
+            version: row.get(4)?,
+            abi: row.get(5)?,
+            isolation: row.get(6)?,
+            swap: row.get(10)?,
+            configured: row.get(11)?,
+            source: row.get(16)?,
+        },
         state: word(row, 7)?,
         since: time(row, 8)?,
         reason: row.get(9)?,
-        swap: row.get(10)?,
-        configured: row.get(11)?,
         canary: row.get(12)?,
         trail: json_of(row, 13)?,
         details: maybe_json(row, 14)?.unwrap_or(Value::Null),
         handover: maybe_json(row, 15)?,
-        source: row.get(16)?,
         refused: maybe_json(row, 17)?,
     })
 }
@@ -105,8 +107,14 @@ fn open(conn: &Connection, runner: Option<&str>) -> Res<Vec<GenerationRow>> {
     all(conn, &sql, [runner], read)
 }
 
-fn insert(txn: &mut Txn<'_>, new: &NewGeneration, state: GenerationState, reason: Option<&str>) -> Res<i64> {
-    let trail = json!([TrailEntry { state, at: new.at, reason: reason.map(ToOwned::to_owned) }]);
+fn insert(
+    txn: &mut Txn<'_>,
+    new: &Life,
+    state: GenerationState,
+    reason: Option<&str>,
+    at: DateTime<Utc>,
+) -> Res<i64> {
+    let trail = json!([TrailEntry { state, at, reason: reason.map(ToOwned::to_owned) }]);
     txn.exec(
         "INSERT INTO generation(runner, sha256, name, version, abi, isolation, state, since, reason, swap, \
          configured, trail, source) VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13)",
@@ -118,7 +126,7 @@ fn insert(txn: &mut Txn<'_>, new: &NewGeneration, state: GenerationState, reason
             &new.abi,
             &new.isolation,
             state.as_str(),
-            micros(new.at),
+            micros(at),
             reason,
             &new.swap,
             &new.configured,
@@ -129,7 +137,7 @@ fn insert(txn: &mut Txn<'_>, new: &NewGeneration, state: GenerationState, reason
     let n = txn.conn.last_insert_rowid();
     let details = json!({"runner": new.runner, "generation": new.sha256, "name": new.name,
         "version": new.version, "state": state, "reason": reason, "swap": new.swap});
-    txn.event(new.at, "generation", About::default(), details)?;
+    txn.event(at, "generation", About::default(), details)?;
     forget_old(txn, &new.runner)?;
     Ok(n)
 }
@@ -148,7 +156,7 @@ fn forget_old(txn: &mut Txn<'_>, runner: &str) -> Res<()> {
 fn refuse(txn: &mut Txn<'_>, new: NewRefusal) -> Res<i64> {
     let (name, version) = new.identity.unwrap_or_default();
     let reason = format!("{}: {}", new.refused.code, new.refused.message);
-    let file = NewGeneration {
+    let file = Life {
         runner: new.runner,
         sha256: new.sha256.unwrap_or_default(),
         name,
@@ -158,23 +166,22 @@ fn refuse(txn: &mut Txn<'_>, new: NewRefusal) -> Res<i64> {
         swap: new.swap,
         configured: None,
         source: Some(new.source),
-        at: new.at,
     };
-    let n = insert(txn, &file, GenerationState::Refused, Some(&reason))?;
+    let n = insert(txn, &file, GenerationState::Refused, Some(&reason), new.at)?;
     txn.exec("UPDATE generation SET refused=?2 WHERE n=?1", (n, json!(new.refused).to_string()))?;
     Ok(n)
 }
 
-fn adopt(txn: &mut Txn<'_>, new: &NewGeneration, reason: &str) -> Res<i64> {
+fn adopt(txn: &mut Txn<'_>, new: &Life, reason: &str, at: DateTime<Utc>) -> Res<i64> {
     let known = open(txn.conn, Some(&new.runner))?;
     let active = known.iter().find(|row| row.state == GenerationState::Active);
-    if let Some(active) = active.filter(|row| row.sha256 == new.sha256) {
+    if let Some(active) = active.filter(|row| row.life.sha256 == new.sha256) {
         return Ok(active.n);
     }
     for row in known {
-        end(txn, &row, reason, new.at)?;
+        end(txn, &row, reason, at)?;
     }
-    insert(txn, new, GenerationState::Active, Some(reason))
+    insert(txn, new, GenerationState::Active, Some(reason), at)
 }
 
 /// Ends an open life, by the way that its state has.
@@ -215,8 +222,8 @@ fn apply(txn: &mut Txn<'_>, step: &GenerationMove, at: DateTime<Utc>) -> Res<()>
             step.refused.as_ref().map(|refused| json!(refused).to_string()),
         ),
     )?;
-    let details = json!({"runner": row.runner, "generation": row.sha256, "name": row.name,
-        "version": row.version, "state": state, "from": row.state, "reason": step.reason, "swap": row.swap,
+    let details = json!({"runner": row.life.runner, "generation": row.life.sha256, "name": row.life.name,
+        "version": row.life.version, "state": state, "from": row.state, "reason": step.reason, "swap": row.life.swap,
         "canary": step.canary});
     txn.event(at, "generation", About::default(), details)
 }
@@ -225,7 +232,7 @@ fn apply(txn: &mut Txn<'_>, step: &GenerationMove, at: DateTime<Utc>) -> Res<()>
 fn recover(txn: &mut Txn<'_>, at: DateTime<Utc>) -> Res<Vec<GenerationRow>> {
     let known = open(txn.conn, None)?;
     for row in &known {
-        let tried = known.iter().any(|other| other.runner == row.runner && other.canary);
+        let tried = known.iter().any(|other| other.life.runner == row.life.runner && other.canary);
         let never_served = match row.state {
             GenerationState::Candidate | GenerationState::Probed => true,
             // A predecessor waits in standby; a candidate that got so far was not flipped to.

@@ -6,8 +6,8 @@ use crate::domain::handover::{HandOver, InstanceState};
 use kairos_plugin_api::{Report, State};
 use serde_json::Value;
 
-fn new(sha256: &str, swap: Option<&str>) -> NewGeneration {
-    NewGeneration {
+fn new(sha256: &str, swap: Option<&str>) -> Life {
+    Life {
         runner: "stub".into(),
         sha256: sha256.into(),
         name: "stub".into(),
@@ -17,7 +17,6 @@ fn new(sha256: &str, swap: Option<&str>) -> NewGeneration {
         swap: swap.map(ToOwned::to_owned),
         configured: Some("conf".into()),
         source: Some("/some/where.so".into()),
-        at: at(0),
     }
 }
 
@@ -27,13 +26,13 @@ fn step(n: i64, event: E) -> GenerationMove {
 
 fn states(bench: &Bench) -> Vec<(String, S)> {
     let rows = bench.generations(Some("stub"), 0).unwrap();
-    rows.into_iter().map(|row| (row.sha256, row.state)).collect()
+    rows.into_iter().map(|row| (row.life.sha256, row.state)).collect()
 }
 
 /// An active generation `old` and a candidate `new` that has come to standby.
 fn ready(bench: &Bench) -> (i64, i64) {
-    let old = bench.adopt_generation(new("old", None), "configured".into()).wait().unwrap();
-    let next = bench.add_generation(new("new", Some("s"))).wait().unwrap();
+    let old = bench.adopt_generation(new("old", None), "configured".into(), at(0)).wait().unwrap();
+    let next = bench.add_generation(new("new", Some("s")), at(0)).wait().unwrap();
     bench.move_generations(vec![step(next, E::Probe), step(next, E::Ready)], at(1)).wait().unwrap();
     (old, next)
 }
@@ -79,12 +78,13 @@ fn a_start_ends_what_never_served_and_keeps_a_trial_with_its_predecessor() {
         assert_eq!(states(bench), [("new".into(), S::Retired), ("old".into(), S::Active)]);
         assert!(bench.move_generations(vec![step(next, E::Activate)], at(3)).wait().is_err());
 
-        let next = bench.add_generation(new("newer", Some("t"))).wait().unwrap();
+        let next = bench.add_generation(new("newer", Some("t")), at(0)).wait().unwrap();
         bench.move_generations(vec![step(next, E::Probe), step(next, E::Ready)], at(4)).wait().unwrap();
         flip(bench, old, next);
         for _ in 0..2 {
             let open = bench.recover_generations(at(5)).wait().unwrap();
-            let found: Vec<_> = open.iter().map(|row| (row.sha256.as_str(), row.state, row.canary)).collect();
+            let found: Vec<_> =
+                open.iter().map(|row| (row.life.sha256.as_str(), row.state, row.canary)).collect();
             assert_eq!(found, [("old", S::Standby, false), ("newer", S::Active, true)]);
         }
         bench
@@ -112,14 +112,14 @@ fn what_is_refused_says_where_and_why_and_is_neither_open_nor_needed() {
             at: at(1),
         };
         bench.refuse_file(file).wait().unwrap();
-        let next = bench.add_generation(new("kept", Some("t"))).wait().unwrap();
+        let next = bench.add_generation(new("kept", Some("t")), at(0)).wait().unwrap();
         let late = Refused { stage: "probe".into(), ..refused.clone() };
         let step = GenerationMove { refused: Some(late.clone()), ..step(next, E::Refuse) };
         bench.move_generations(vec![step], at(2)).wait().unwrap();
         let rows = bench.generations(Some("stub"), 0).unwrap();
         let seen: Vec<_> = rows.iter().map(|row| (row.state, row.refused.clone())).collect();
         assert_eq!(seen, [(S::Refused, Some(late)), (S::Refused, Some(refused))]);
-        assert_eq!(rows[1].source.as_deref(), Some("/tmp/empty.so"));
+        assert_eq!(rows[1].life.source.as_deref(), Some("/tmp/empty.so"));
         let text = serde_json::to_value(&rows[1]).unwrap();
         assert_eq!((&text["sha256"], &text["reason"]), (&Value::Null, &json!("empty: no byte")));
         assert!(bench.recover_generations(at(3)).wait().unwrap().is_empty());
@@ -132,9 +132,13 @@ fn another_configured_file_ends_what_was_open_and_the_same_changes_nothing() {
     on_both(|bench| {
         let (old, next) = ready(bench);
         flip(bench, old, next);
-        assert_eq!(bench.adopt_generation(new("new", None), "configured".into()).wait().unwrap(), next);
+        assert_eq!(
+            bench.adopt_generation(new("new", None), "configured".into(), at(0)).wait().unwrap(),
+            next
+        );
         assert_eq!(states(bench)[0], ("new".into(), S::Active));
-        let third = bench.adopt_generation(new("third", None), "the file changed".into()).wait().unwrap();
+        let third =
+            bench.adopt_generation(new("third", None), "the file changed".into(), at(0)).wait().unwrap();
         let found = states(bench);
         let ended = [("third".to_owned(), S::Active), ("new".to_owned(), S::Retired)];
         assert_eq!(found[..2], ended);
