@@ -139,7 +139,7 @@ fn a_reload_that_takes_a_runner_out_of_service_says_so_and_fails_otherwise_than_
     );
     assert!(error["message"].as_str().unwrap().contains("runner v is out of service"), "{error}");
     assert!(error["remedy"].as_str().unwrap().contains("kairos plugin trust"), "{error}");
-    assert_eq!(root.logged("runner_out_of_service").len(), 1);
+    assert_eq!(root.wait_logged("runner_out_of_service")?["runner"], "v");
     // Once it is known, a reload that changes nothing is fine.
     assert_eq!(reload(&root).1.code, 0);
     trust(&root, &configured(&root));
