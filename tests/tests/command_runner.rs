@@ -95,10 +95,10 @@ fn lives(pid: &str) -> bool {
 #[test]
 fn each_agent_cli_runs_as_a_cycle_and_its_usage_and_cost_are_booked() -> Result<()> {
     let cases = [
-        ("claude", "claude-success.json", (6, 116_203, 1637, 0.134_827_45), "Wrote notes/daily.md"),
+        ("claude", "claude-success.json", (7, 116_203, 1637, 0.134_827_45), "Wrote notes/daily.md"),
         ("codex", "codex-success.jsonl", (3, 24_763, 122, 0.0), "The README now names"),
-        ("goose", "goose-success.json", (2, 5100, 212, 0.0), "The notes are tidy."),
-        ("aider", "aider-success.txt", (2, 23_700, 1762, 0.025), "I will add the missing test."),
+        ("goose", "goose-success.json", (3, 5100, 212, 0.0), "The notes are tidy."),
+        ("aider", "aider-success.txt", (3, 14_650, 1762, 0.025), "I will add the missing test."),
         ("jsonl", "lines-success.jsonl", (2, 1000, 50, 0.0025), "3 files written"),
     ];
     let office = Office::new("", "");

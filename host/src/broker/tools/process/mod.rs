@@ -517,7 +517,11 @@ fn failure(spec: &CommandSpec, ran: &Ran, reading: &Reading, stderr: &str) -> Op
         Cause::Itself => {}
         Cause::Time => {
             let message = format!("{} was ended after {} ms", spec.name, ran.took.as_millis());
-            return Some(("timeout", message));
+            let trouble = reading.trouble.as_ref();
+            return Some((
+                "timeout",
+                trouble.map_or_else(|| message.clone(), |last| format!("{message}; its last trouble: {last}")),
+            ));
         }
         Cause::Output => {
             let message = format!("{} wrote more than {} bytes and was ended", spec.name, spec.max_output);

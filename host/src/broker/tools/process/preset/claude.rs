@@ -1,4 +1,4 @@
-//! Claude Code's headless output, as versions 2.0 and 2.1 print it (the `SDKResultMessage` of its SDK).
+//! Claude Code's headless output (the `SDKResultMessage` of its SDK), held against version 2.1.197.
 //! `--output-format json` is one result object (an array of all messages with `--verbose`),
 //! `stream-json` a message a line with the same result as the last.
 //!
@@ -11,9 +11,10 @@
 //!
 //! `subtype` is `success`, `error_during_execution`, `error_max_turns`, `error_max_budget_usd` or
 //! `error_max_structured_output_retries`; `is_error` may be true with either; a model that declines says
-//! `stop_reason: refusal` in a success. Until the result comes, usage is that of the messages seen: a
+//! `stop_reason: refusal`. Until the result comes, usage is that of the messages seen: a
 //! lower bound for eyes only. Tokens of sub-agents stand only under `modelUsage`, cached tokens beside
-//! `input_tokens`: all are added. Of several results in one run, tokens and turns add up, while the
+//! `input_tokens`: all are added, and where there are more than the turns', one more call. A call that
+//! failed is tried again ten times, for three minutes; each try is told as `api_retry`. Of several results in one run, tokens and turns add up, while the
 //! cost is the run's so far.
 
 use serde_json::Value;
@@ -32,6 +33,7 @@ pub(super) fn value(reading: &mut Reading, value: &Value, tell: &mut dyn FnMut(T
     match text(value, "type") {
         Some("result") => result(reading, value, tell),
         Some("assistant") => assistant(reading, value, tell),
+        Some("system") if text(value, "subtype") == Some("api_retry") => retry(reading, value, tell),
         Some(_) => {
             if let Some(session) = text(value, "session_id") {
                 reading.session = Some(session.to_owned());
@@ -49,6 +51,14 @@ pub(super) fn document(reading: &mut Reading, whole: &str) {
     if let Some(value) = found(whole, wanted) {
         self::value(reading, &value, &mut |_| {});
     }
+}
+
+fn retry(reading: &mut Reading, value: &Value, tell: &mut dyn FnMut(Told<'_>)) {
+    let error = text(value, "error").unwrap_or("error");
+    let status = count(value, "error_status").map(|status| format!(" {status}")).unwrap_or_default();
+    let what = format!("the API answers{status} {error}");
+    reading.complain(&what);
+    tell(Told::Progress(&format!("{what}; it is tried again"), None));
 }
 
 fn assistant(reading: &mut Reading, value: &Value, tell: &mut dyn FnMut(Told<'_>)) {
@@ -110,8 +120,11 @@ fn result(reading: &mut Reading, value: &Value, tell: &mut dyn FnMut(Told<'_>)) 
     reading.former.add(Stated { calls: count(value, "num_turns"), cost: None, ..main });
     let sum = reading.former;
     reading.former.cost = sum.cost.max(dollars(value, "total_cost_usd")).max(models.cost);
+    // A title, a summary or a sub-agent: no turn of the conversation, and yet paid.
+    let beside = |all: Option<u64>, main: Option<u64>| main.is_some() && all > main;
+    let beside = u64::from(beside(models.input, sum.input) || beside(models.output, sum.output));
     reading.stated = Stated {
-        calls: sum.calls.map(|turns| turns.max(seen)),
+        calls: sum.calls.map(|turns| turns.max(seen).saturating_add(beside)),
         input: sum.input.max(models.input),
         output: sum.output.max(models.output),
         cost: reading.former.cost,
@@ -127,7 +140,7 @@ fn result(reading: &mut Reading, value: &Value, tell: &mut dyn FnMut(Told<'_>)) 
     }
     let subtype = text(value, "subtype").unwrap_or("success");
     let is_error = value.get("is_error").and_then(Value::as_bool).unwrap_or(false);
-    reading.failure = None;
+    (reading.failure, reading.trouble) = (None, None);
     if text(value, "stop_reason") == Some("refusal") {
         let said = text(value, "result").filter(|said| !said.is_empty());
         reading.fail("agent_refused", said.unwrap_or("the model declined the request"));

@@ -1,7 +1,10 @@
-//! Codex's `codex exec --json`, as versions since 0.44 print it (`exec_events.rs`): one event a line,
+//! Codex's `codex exec --json`, one event a line (`exec_events.rs`), held against version 0.169:
 //! `thread.started`, `turn.started`, `item.started|updated|completed`, `turn.completed`, `turn.failed`,
 //! `error`. Cached tokens are part of `input_tokens`, reasoning is part of `output_tokens`, and no cost
 //! is stated.
+//!
+//! Without its service it tries again: five times when that answers with an error, for ever when there
+//! is no network. Each try is an `error`, and so is its last word before `turn.failed`.
 //!
 //! The usage of `turn.completed` is the thread's so far, not the turn's, so the greatest counts; a
 //! resumed thread tells what former runs used once more. Zeros mean that codex knows nothing. How many
@@ -36,7 +39,7 @@ pub(super) fn value(reading: &mut Reading, value: &Value, tell: &mut dyn FnMut(T
             reading.stated.output = before.output.max(output.filter(|_| known));
             reading.is_final = true;
             reading.ended = true;
-            reading.failure = None;
+            (reading.failure, reading.trouble) = (None, None);
             tell(Told::Usage);
         }
         Some("turn.failed") => {
@@ -50,6 +53,7 @@ pub(super) fn value(reading: &mut Reading, value: &Value, tell: &mut dyn FnMut(T
         Some("error") => {
             let message = text(value, "message").unwrap_or("codex reports an error");
             reading.keep(message);
+            reading.complain(message);
             reading.fail("agent_error", message);
         }
         Some(_) => {}

@@ -5,10 +5,20 @@
 //! (versions from 2026 on) they are the session's. Before, there was only `total_tokens`, and that is
 //! what the *last* request took: as each request of a session is larger than the one before it, that
 //! times the number of requests is counted, all as sent.
+//!
+//! Held against version 1.34, which ends well whatever happens: an error of its service and the end of
+//! its turns are messages of the assistant that begin with certain words. For the name of its session it
+//! makes one request of its own, whose tokens it does not tell.
 
 use serde_json::Value;
 
 use super::{Reading, Stated, Told, count, document as found, text};
+
+/// How messages begin that are not the model's.
+const ERROR: &str = "Ran into this error: ";
+const LIMIT: &str = "I've reached the maximum number of actions";
+/// Requests beside those that answer a message: the session's name.
+const BESIDE: u64 = 1;
 
 /// Reads one event; false when it is none.
 pub(super) fn value(reading: &mut Reading, value: &Value, tell: &mut dyn FnMut(Told<'_>)) -> bool {
@@ -19,7 +29,7 @@ pub(super) fn value(reading: &mut Reading, value: &Value, tell: &mut dyn FnMut(T
     match text(value, "type") {
         Some("message") => {
             message(reading, value.get("message").unwrap_or(&Value::Null));
-            reading.stated.calls = Some(reading.messages.len() as u64);
+            reading.stated.calls = Some(reading.messages.len() as u64 + BESIDE);
             tell(Told::Usage);
         }
         Some("notification") => {
@@ -69,7 +79,7 @@ fn end(reading: &mut Reading, totals: &Value) {
     });
     // A total beyond its known parts is counted in full.
     let rest = whole.map(|whole| whole.saturating_sub(output.unwrap_or(0)));
-    reading.stated.calls = Some(calls);
+    reading.stated.calls = Some(calls + BESIDE);
     reading.stated.input = input.max(rest);
     reading.stated.output = output.or(total.map(|_| 0));
     reading.is_final = true;
@@ -89,6 +99,12 @@ fn message(reading: &mut Reading, message: &Value) {
     }
     let parts = message.get("content").and_then(Value::as_array).into_iter().flatten();
     let said: String = parts.filter_map(|part| text(part, "text")).collect();
+    if let Some(error) = said.strip_prefix(ERROR) {
+        return reading.fail("agent_error", error.lines().next().unwrap_or_default());
+    }
+    if said.starts_with(LIMIT) {
+        return reading.fail("agent_limit", said);
+    }
     match (text(message, "id"), reading.messages.last_mut()) {
         // A message that comes in pieces keeps its id.
         (Some(id), Some((last, _))) if last == id => {

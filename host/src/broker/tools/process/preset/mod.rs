@@ -189,6 +189,8 @@ pub struct Reading {
     pub text: Option<String>,
     /// Why it failed, by its own account: a word for programs, a message for people.
     pub failure: Option<(&'static str, String)>,
+    /// What it complained of last and did not get over yet: it may, by trying again.
+    pub trouble: Option<String>,
     /// The report line of Kairos' protocol.
     pub report: Option<Value>,
     /// How the agent calls its session.
@@ -205,6 +207,10 @@ pub struct Reading {
     ended: bool,
     /// What former results of the same run stated; a run of several turns has several.
     former: Stated,
+    /// A line that goes on in the next one.
+    held: String,
+    /// The trouble goes on in the next line.
+    in_trouble: bool,
     /// Messages of a model by their ids, with the usage of each.
     messages: Vec<(String, Stated)>,
 }
@@ -226,6 +232,11 @@ impl Reading {
         if !text.is_empty() {
             self.text = Some(cut_end(text, TEXT_MAX).to_owned());
         }
+    }
+
+    /// Something went wrong that the agent tries to get over by itself.
+    fn complain(&mut self, what: &str) {
+        self.trouble = Some(cut_end(what, LOG_LINE_MAX).to_owned());
     }
 
     fn fail(&mut self, code: &'static str, message: impl Into<String>) {

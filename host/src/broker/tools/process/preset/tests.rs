@@ -34,8 +34,8 @@ fn each_agents_success_gives_usage_and_last_word() {
         (
             Preset::Claude,
             "claude-success.json",
-            // Cached tokens and those of the second model are counted too.
-            stated(6, 14 + 21_873 + 94_210 + 106, 1637, Some(134_827_450)),
+            // Cached tokens and those of the second model are counted too, and its call.
+            stated(7, 14 + 21_873 + 94_210 + 106, 1637, Some(134_827_450)),
             "Wrote notes/daily.md with 4 changes.",
         ),
         (
@@ -50,15 +50,23 @@ fn each_agents_success_gives_usage_and_last_word() {
             stated(3, 24_763, 122, None),
             "The README now names the licence.",
         ),
-        (Preset::Goose, "goose-success.json", stated(2, 5100, 212, None), "The notes are tidy."),
-        (Preset::Goose, "goose-old.json", stated(1, 4100, 0, None), "All done."),
-        (Preset::Goose, "goose-stream.jsonl", stated(1, 900, 0, None), "All tidy."),
+        (Preset::Goose, "goose-success.json", stated(3, 5100, 212, None), "The notes are tidy."),
+        (Preset::Goose, "goose-old.json", stated(2, 4100, 0, None), "All done."),
+        (Preset::Goose, "goose-stream.jsonl", stated(2, 900, 0, None), "All tidy."),
+        (Preset::Goose, "goose-events.jsonl", stated(3, 2468, 112, None), "All tidy."),
         // Rounded figures count with what may have been rounded away.
         (
             Preset::Aider,
             "aider-success.txt",
-            stated(2, 2150 + 12_500 + 9050, 512 + 1250, Some(25_000_000)),
+            stated(3, 2150 + 12_500, 512 + 1250, Some(25_000_000)),
             "Commit 1a2b3c4 test: cover the empty case",
+        ),
+        // Lines broken in the middle of a report, and a commit, which took a request too.
+        (
+            Preset::Aider,
+            "aider-edit.txt",
+            stated(2, 12_500, 1250, Some(14_050)),
+            "Commit 60d8a06 feat: greet",
         ),
         // A run of two turns: tokens add up, the cost is that of the run so far.
         (Preset::Claude, "claude-turns.jsonl", stated(5, 3050, 50, Some(30_000_000)), "Second done."),
@@ -67,7 +75,7 @@ fn each_agents_success_gives_usage_and_last_word() {
         // The thread's usage so far, not the turn's.
         (Preset::Codex, "codex-turns.jsonl", stated(3, 2600, 35, None), "Both turns done."),
         // Only the last request's total is said: three of them were made.
-        (Preset::Goose, "goose-total.json", stated(3, 2100, 0, None), "Three requests."),
+        (Preset::Goose, "goose-total.json", stated(4, 2100, 0, None), "Three requests."),
         (Preset::Jsonl, "lines-success.jsonl", stated(2, 1000, 50, Some(2_500_000)), "3 files written"),
     ];
     for (preset, name, usage, last) in cases {
@@ -82,14 +90,20 @@ fn each_agents_success_gives_usage_and_last_word() {
 fn each_agents_failure_is_one_with_its_own_words() {
     let cases = [
         (Preset::Claude, "claude-error.json", "agent_error", "Invalid API key"),
+        (Preset::Claude, "claude-login.json", "agent_error", "Not logged in"),
+        (Preset::Claude, "claude-model.json", "agent_error", "selected model"),
+        (Preset::Claude, "claude-limit.json", "agent_limit", "maximum number of turns (1)"),
         (Preset::Claude, "claude-budget.json", "agent_limit", "Reached maximum budget"),
-        (Preset::Claude, "claude-refusal.json", "agent_refused", "I can't help with that."),
+        (Preset::Claude, "claude-refusal.json", "agent_refused", "unable to respond"),
         (Preset::Claude, "claude-pretty.json", "agent_error", "529 overloaded"),
-        (Preset::Codex, "codex-error.jsonl", "agent_error", "401"),
+        (Preset::Codex, "codex-error.jsonl", "agent_error", "unexpected status 401"),
         (Preset::Codex, "codex-limit.jsonl", "agent_error", "usage limit"),
         (Preset::Goose, "goose-error.jsonl", "agent_error", "Authentication"),
+        (Preset::Goose, "goose-auth.json", "agent_error", "401 Unauthorized. Response: Incorrect"),
+        (Preset::Goose, "goose-auth.jsonl", "agent_error", "401 Unauthorized. Response: Incorrect"),
+        (Preset::Goose, "goose-turns.json", "agent_limit", "maximum number of actions"),
         (Preset::Goose, "goose-limit.json", "agent_error", "max turns"),
-        (Preset::Aider, "aider-error.txt", "agent_error", "invalid x-api-key"),
+        (Preset::Aider, "aider-error.txt", "agent_error", "Incorrect API key provided: sk-***. The API"),
         (Preset::Jsonl, "lines-error.jsonl", "agent_error", "locked"),
     ];
     for (preset, name, code, words) in cases {
@@ -106,6 +120,32 @@ fn each_agents_failure_is_one_with_its_own_words() {
     assert!(!limit.is_final, "what a failed turn cost is not said");
     let limit = read(Preset::Aider, "aider-limit.txt", 0);
     assert_eq!((limit.stated, limit.is_final), (stated(1, 990, 0, None), true));
+}
+
+#[test]
+fn what_an_agent_tries_to_get_over_is_known_while_it_tries() {
+    let cases = [
+        (Preset::Claude, "claude-retries.jsonl", "the API answers 401 authentication_failed"),
+        (Preset::Codex, "codex-offline.jsonl", "waiting for network"),
+        (Preset::Aider, "aider-retries.txt", "You exceeded your current quota The API provider"),
+    ];
+    for (preset, name, words) in cases {
+        let mut reading = Reading::default();
+        for line in fixture(name).lines() {
+            preset.line(&mut reading, line, &mut |_| {});
+        }
+        let trouble = reading.trouble.unwrap_or_default();
+        assert!(trouble.contains(words) && !reading.is_final, "{name}: {trouble}");
+    }
+    for (preset, name) in [(Preset::Claude, "claude-success.json"), (Preset::Codex, "codex-success.jsonl")] {
+        assert_eq!(read(preset, name, 0).trouble, None, "{name}: it got over it");
+    }
+}
+
+#[test]
+fn what_aider_says_of_itself_and_its_surroundings_is_not_its_last_word() {
+    let text = read(Preset::Aider, "aider-edit.txt", 0).text.unwrap();
+    assert!(text.starts_with("I make a file.") && !text.contains("Tokens"), "{text}");
 }
 
 #[test]
