@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 
 use kairos_plugin_api::Usage;
@@ -13,7 +12,7 @@ use crate::broker::llm::Price;
 use crate::broker::tools::process::preset::Preset;
 use crate::broker::tools::process::ready::grantable;
 use crate::broker::tools::process::{
-    CommandSpec, Grant, Input, Live, Pass, ProcessRun, Secret, Start, unconfined,
+    CommandSpec, Grant, Input, Launch, Live, Pass, ProcessRun, Secret, Start, install,
 };
 use crate::config::commands::{CommandConfig, InputWord, PresetWord, PromptWord};
 use crate::config::llm::SecretSource;
@@ -153,7 +152,7 @@ fn secret(source: &SecretSource, paths: &Paths, env: &Env) -> Secret {
     match source {
         SecretSource::Env(name) => {
             let found = env.get(name).map(str::to_owned);
-            let missing = format!("the daemon's environment has no {name}");
+            let missing = format!("the environment has no {name}");
             Arc::new(move || found.clone().ok_or_else(|| missing.clone()))
         }
         SecretSource::File(path) => {
@@ -179,21 +178,27 @@ fn first_line(path: &Path) -> Result<String, String> {
     if line.is_empty() { Err(format!("{shown} is empty")) } else { Ok(line.to_owned()) }
 }
 
-/// Starts a program within its grant: by way of this very program, which confines itself first.
-fn confined(start: &Start<'_>) -> Result<Command, String> {
-    let Some(grant) = start.grant else { return Ok(unconfined(start)) };
-    for path in grant.read.iter().chain(&grant.write) {
-        grantable(path, start.own)?;
-    }
-    let mut command =
-        sandbox::prepare(Path::new(THIS_PROGRAM), &confinement(start, grant), start.program.as_os_str());
+/// Starts a program within its grant: by way of this very program, which confines itself first and
+/// leaves a guardian behind.
+fn confined(start: &Start<'_>) -> Result<Launch, String> {
+    let kairos = Path::new(THIS_PROGRAM);
+    let wanted = start.grant.map(|grant| {
+        for path in grant.read.iter().chain(&grant.write) {
+            grantable(path, start.own)?;
+        }
+        Ok::<_, String>(confinement(start, grant))
+    });
+    let wanted = wanted.transpose()?;
+    let mut command = sandbox::accompanied(kairos, wanted.as_ref(), start.program.as_os_str());
     command.args(start.args);
-    Ok(command)
+    Ok(Launch { command, guarded: true })
 }
 
 fn confinement(start: &Start<'_>, grant: &Grant) -> Confinement {
     let mut read = grant.read.clone();
-    read.push(start.program.to_owned());
+    // Its interpreter and packages; what holds the daemon's own directory is left out.
+    let parts = install::parts(start.program, start.path).unwrap_or_else(|_| vec![start.program.to_owned()]);
+    read.extend(parts.into_iter().filter(|part| part == start.program || grantable(part, start.own).is_ok()));
     let mut write = grant.write.clone();
     write.push(start.scratch.to_owned());
     // What an agent can read it could run by way of a shell anyway.
@@ -206,4 +211,24 @@ fn confinement(start: &Start<'_>, grant: &Grant) -> Confinement {
         die_with_parent: true,
         ..Confinement::tool()
     }
+}
+
+/// Whether the sandbox of this machine takes a command, found without running it.
+///
+/// # Errors
+/// Why not, for people.
+pub fn trial(spec: &CommandSpec) -> Result<(), String> {
+    let (Some(grant), Ok(program)) = (&spec.grant, spec.program()) else { return Ok(()) };
+    // A run gets a directory of its own; any that is there does for a trial.
+    let scratch = std::env::temp_dir();
+    let start = Start {
+        program: &program,
+        args: &[],
+        cwd: &spec.cwd,
+        grant: Some(grant),
+        path: spec.path(),
+        scratch: &scratch,
+        own: &spec.own,
+    };
+    sandbox::trial(Path::new(THIS_PROGRAM), &confinement(&start, grant))
 }

@@ -19,6 +19,9 @@ use rustix::process::{
 /// Ends a guardian in order: its child, then what is left below it. It cannot be mistaken for a fault.
 pub const END: Signal = Signal::TERM;
 
+/// The same for one that [`accompanied`] a program: that one hears ordinary signals itself.
+pub const END_ALL: Signal = Signal::USR1;
+
 /// Time for processes that were killed to be gone; one that is stuck in the kernel is left.
 const SWEEP_TIME: libc::timespec = libc::timespec { tv_sec: 1, tv_nsec: 0 };
 
@@ -30,36 +33,59 @@ const SWEEP_TIME: libc::timespec = libc::timespec { tv_sec: 1, tv_nsec: 0 };
 pub fn guarded() -> Result<()> {
     let guardian = getpid();
     set_child_subreaper(Some(guardian))?;
-    let former = block()?;
+    let former = block(waited(END).as_ptr())?;
+    part(guardian, &former, None, END)?;
+    setpgid(None, None)?;
+    Ok(())
+}
+
+/// Goes on in a child that stays in the process group: what is sent to that reaches the child and
+/// all it starts, while the guardian minds only [`END_ALL`] and the end of `parent`, which started
+/// this process. When the child has ended, nothing of what it started is left. Same terms as
+/// [`guarded`].
+///
+/// # Errors
+/// The system's; then there is no guardian.
+pub fn accompanied(parent: Pid) -> Result<()> {
+    let guardian = getpid();
+    set_child_subreaper(Some(guardian))?;
+    let mut all = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: fills the set, which has room.
+    unsafe { libc::sigfillset(all.as_mut_ptr()) };
+    let former = block(all.as_ptr())?;
+    part(guardian, &former, Some(parent), END_ALL)
+}
+
+/// Parts into the guardian, which never comes back from here, and the child, which does.
+fn part(guardian: Pid, former: &libc::sigset_t, parent: Option<Pid>, end: Signal) -> Result<()> {
     // SAFETY: there is one thread, so the child finds every lock as this thread left it.
     match unsafe { libc::fork() } {
         -1 => {
             let error = Error::last_os_error();
-            restore(&former);
+            restore(former);
             Err(error)
         }
         0 => {
-            restore(&former);
+            restore(former);
             set_parent_process_death_signal(Some(Signal::KILL))?;
             if getppid() != Some(guardian) {
                 // It is gone already, and nobody would end this one.
                 std::process::exit(1);
             }
-            setpgid(None, None)?;
             Ok(())
         }
         child => {
             let child = Pid::from_raw(child).expect("a child has a number");
-            end_as(watch(child))
+            end_as(watch(child, parent, end))
         }
     }
 }
 
-/// Blocks the signals that a guardian waits for: what was blocked before.
-fn block() -> Result<libc::sigset_t> {
+/// Blocks these signals: what was blocked before.
+fn block(signals: *const libc::sigset_t) -> Result<libc::sigset_t> {
     let mut former = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: both sets are valid for the call, which fills the former one when it succeeds.
-    match unsafe { libc::sigprocmask(libc::SIG_BLOCK, waited().as_ptr(), former.as_mut_ptr()) } {
+    match unsafe { libc::sigprocmask(libc::SIG_BLOCK, signals, former.as_mut_ptr()) } {
         // SAFETY: filled.
         0 => Ok(unsafe { former.assume_init() }),
         _ => Err(Error::last_os_error()),
@@ -71,24 +97,24 @@ fn restore(former: &libc::sigset_t) {
     unsafe { libc::sigprocmask(libc::SIG_SETMASK, former, std::ptr::null_mut()) };
 }
 
-fn waited() -> MaybeUninit<libc::sigset_t> {
+fn waited(end: Signal) -> MaybeUninit<libc::sigset_t> {
     let mut set = MaybeUninit::uninit();
     // SAFETY: the set is initialised by the first call, and both signals exist.
     unsafe {
         libc::sigemptyset(set.as_mut_ptr());
-        libc::sigaddset(set.as_mut_ptr(), libc::SIGTERM);
+        libc::sigaddset(set.as_mut_ptr(), end.as_raw());
         libc::sigaddset(set.as_mut_ptr(), libc::SIGCHLD);
     }
     set
 }
 
 /// The next of the waited signals; none after the limit.
-fn next_signal(limit: Option<&libc::timespec>) -> Option<i32> {
+fn next_signal(end: Signal, limit: Option<&libc::timespec>) -> Option<i32> {
     let limit = limit.map_or(std::ptr::null(), std::ptr::from_ref);
     loop {
         // SAFETY: the set is valid, nothing is asked of the signal but its number, and a null limit
         // means none.
-        match unsafe { libc::sigtimedwait(waited().as_ptr(), std::ptr::null_mut(), limit) } {
+        match unsafe { libc::sigtimedwait(waited(end).as_ptr(), std::ptr::null_mut(), limit) } {
             -1 if Error::last_os_error().kind() == std::io::ErrorKind::Interrupted => {}
             -1 => return None,
             signal => return Some(signal),
@@ -97,14 +123,17 @@ fn next_signal(limit: Option<&libc::timespec>) -> Option<i32> {
 }
 
 /// The life of a guardian: how its child ended. Everything below it is gone then.
-fn watch(child: Pid) -> WaitStatus {
+fn watch(child: Pid, parent: Option<Pid>, end: Signal) -> WaitStatus {
     // The daemon's end is an order to end all, too.
-    let _ = set_parent_process_death_signal(Some(END));
+    let _ = set_parent_process_death_signal(Some(end));
+    if parent.is_some_and(|parent| getppid() != Some(parent)) {
+        let _ = kill_process(child, Signal::KILL);
+    }
     // The sockets are the child's alone: whoever holds the other ends must see them closed.
     // SAFETY: nothing in this process uses a descriptor from here on.
     unsafe { libc::close_range(0, libc::c_uint::MAX, 0) };
     let status = loop {
-        if next_signal(None) == Some(libc::SIGTERM) {
+        if next_signal(end, None) == Some(end.as_raw()) {
             let _ = kill_process(child, Signal::KILL);
         }
         if let Some(status) = reap(child) {
@@ -112,7 +141,7 @@ fn watch(child: Pid) -> WaitStatus {
         }
     };
     // Those that die leave their own children here, until there are none.
-    while sweep() && next_signal(Some(&SWEEP_TIME)).is_some() {}
+    while sweep() && next_signal(end, Some(&SWEEP_TIME)).is_some() {}
     status
 }
 

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use confine::{prepare, probe};
+pub use confine::{accompanied, prepare, probe, trial};
 pub use grants::{Grants, refusal};
 pub use level::{Layer, Level, Reached, layer};
 pub use limits::UNWRITTEN_BYTES;

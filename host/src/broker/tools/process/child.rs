@@ -11,10 +11,11 @@ use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitSta
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 
 use crate::broker::stop::{Interrupt, Patience};
 use crate::sys::clock::Clock;
+use crate::sys::guardian;
 
 /// Upper bound of one wait: how long a stop can go unnoticed.
 const TICK: Duration = Duration::from_millis(50);
@@ -22,6 +23,8 @@ const TICK: Duration = Duration::from_millis(50);
 const CHUNK: usize = 64 << 10;
 /// Reads of one pipe in one round, so that a flood on one does not starve the other.
 const READS: usize = 4;
+/// How long a guardian may take to end what is below it.
+const GUARD: Duration = Duration::from_secs(2);
 /// How long a killed process may take to end.
 const DEATH: Duration = Duration::from_secs(10);
 /// How long the last output is waited for once the program has ended.
@@ -38,6 +41,8 @@ pub struct Bounds {
     pub grace: Duration,
     /// Most it may write, both outputs together, in bytes.
     pub output: usize,
+    /// True when it has a guardian, which ends all that it started.
+    pub guarded: bool,
 }
 
 /// Why it ended.
@@ -187,8 +192,12 @@ impl<'i> Run<'i> {
                 kill_at = Some(now + self.bounds.grace);
             }
             if kill_at.is_some_and(|at| now >= at) && give_up_at.is_none() {
-                let _ = kill_process_group(self.group, Signal::KILL);
+                self.kill();
                 give_up_at = Some(now + DEATH);
+            }
+            // A guardian that is killed itself could end nobody any more; it gets its time first.
+            if self.bounds.guarded && give_up_at.is_some_and(|at| now + DEATH >= at + GUARD) {
+                let _ = kill_process_group(self.group, Signal::KILL);
             }
             if self.round(TICK) || give_up_at.is_some_and(|at| now >= at) {
                 return cause;
@@ -197,6 +206,13 @@ impl<'i> Run<'i> {
                 cause = Cause::Heard;
             }
         }
+    }
+
+    fn kill(&self) {
+        let _ = match self.bounds.guarded {
+            true => pidfd_send_signal(&self.end, guardian::END_ALL),
+            false => kill_process_group(self.group, Signal::KILL),
+        };
     }
 
     fn reason(&self, passed: Duration, patience: &Patience<'_>) -> Cause {

@@ -6,6 +6,7 @@
 //! (policy does), never lets a secret back out, and never leaves a process behind.
 
 mod child;
+pub mod install;
 mod leftovers;
 pub mod preset;
 pub mod ready;
@@ -168,7 +169,15 @@ impl Drop for Running<'_> {
 ///
 /// # Errors
 /// Why it cannot be confined here; it does not start then.
-pub type Confine = Arc<dyn Fn(&Start<'_>) -> Result<Command, String> + Send + Sync>;
+pub type Confine = Arc<dyn Fn(&Start<'_>) -> Result<Launch, String> + Send + Sync>;
+
+/// How a program is started.
+pub struct Launch {
+    /// The command.
+    pub command: Command,
+    /// True when it leaves a guardian behind, see [`crate::sys::guardian::accompanied`].
+    pub guarded: bool,
+}
 
 /// A program that is about to be started.
 #[derive(Clone, Copy, Debug)]
@@ -181,6 +190,8 @@ pub struct Start<'a> {
     pub cwd: &'a Path,
     /// What it may touch; none for everything.
     pub grant: Option<&'a Grant>,
+    /// Where programs are looked up, by itself too.
+    pub path: &'a str,
     /// Its own directory for temporary files, which it may change.
     pub scratch: &'a Path,
     /// The daemon's own directory, which no grant may hold.
@@ -271,6 +282,7 @@ impl Tool for ProcessRun {
 /// A program ready to start.
 struct Prepared {
     command: Command,
+    guarded: bool,
     stdin: Vec<u8>,
     redactor: Redactor,
     /// Removed when the run is over.
@@ -302,16 +314,17 @@ impl ProcessRun {
             args: &arguments,
             cwd: &spec.cwd,
             grant: spec.grant.as_ref(),
+            path: spec.path(),
             scratch: scratch.path(),
             own: &spec.own,
         };
-        let mut command = (self.confine)(&start).map_err(not_started)?;
+        let Launch { mut command, guarded } = (self.confine)(&start).map_err(not_started)?;
         // Most agents want a home; one that is to last is the operator's to name.
         command.current_dir(&spec.cwd).env("HOME", scratch.path()).env("TMPDIR", scratch.path());
         command.envs(&spec.env).env(STEP, course.key);
         command.envs(secrets.iter().map(|(name, secret)| (name, secret)));
         let redactor = Redactor::new(secrets.iter().map(|(_, secret)| secret.as_str()));
-        Ok(Prepared { command, stdin, redactor, _scratch: scratch })
+        Ok(Prepared { command, guarded, stdin, redactor, _scratch: scratch })
     }
 
     fn run(
@@ -335,7 +348,8 @@ impl ProcessRun {
             }
             goes_on
         };
-        let bounds = Bounds { time: time(spec, course), grace: spec.grace, output: spec.max_output };
+        let (grace, output, guarded) = (spec.grace, spec.max_output, prepared.guarded);
+        let bounds = Bounds { time: time(spec, course), grace, output, guarded };
         let running = self.live.enter(course.key);
         prepared.command.env(RUN, &running.mark);
         let ran = child::run(
@@ -356,7 +370,7 @@ impl ProcessRun {
                 return Ok(Refusal::because("not_started", message).reply().into());
             }
         };
-        if let Some(why) = refused(spec, &ran) {
+        if let Some(why) = refused(&ran) {
             return Ok(Refusal::because("not_started", redactor.clean(&why)).reply().into());
         }
         if ran.status.is_none() {
@@ -394,10 +408,10 @@ fn input(spec: &CommandSpec, args: &Args) -> Result<Option<String>, Refusal> {
     Ok(Some(text))
 }
 
-/// Why a program that was to be confined was not started.
-fn refused(spec: &CommandSpec, ran: &Ran) -> Option<String> {
+/// Why a program was not started by whoever was to confine and to guard it.
+fn refused(ran: &Ran) -> Option<String> {
     let said = String::from_utf8_lossy(&ran.stderr);
-    let confined = spec.grant.is_some() && ran.stdout.is_empty() && matches!(ran.exit(), Some(125..=127));
+    let confined = ran.stdout.is_empty() && matches!(ran.exit(), Some(125..=127));
     said.strip_prefix("kairos confine: ").filter(|_| confined).map(|why| why.trim_end().to_owned())
 }
 
@@ -551,14 +565,6 @@ fn failure(spec: &CommandSpec, ran: &Ran, reading: &Reading, stderr: &str) -> Op
             Some(("signal", with_last(format!("{} was ended by signal {signal}", spec.name))))
         }
     }
-}
-
-/// Starts programs as they are, for those that the operator does not want confined.
-#[must_use]
-pub fn unconfined(start: &Start<'_>) -> Command {
-    let mut command = Command::new(start.program);
-    command.args(start.args).env_clear();
-    command
 }
 
 #[cfg(test)]

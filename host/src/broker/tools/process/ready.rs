@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, access};
 
-use super::{CommandSpec, SECRET_MIN, Secret};
+use super::{CommandSpec, SECRET_MIN, Secret, install};
 use crate::broker::policy;
 
 /// One thing that is missing or wrong.
@@ -32,8 +32,14 @@ impl CommandSpec {
     #[must_use]
     pub fn lacks(&self) -> Vec<Lack> {
         let mut found = Vec::new();
-        if let Err(message) = self.program() {
-            found.push(Lack::new("argv", message, "install it, or write where it is"));
+        match self.program() {
+            Ok(program) => {
+                if let Err(message) = install::parts(&program, self.path()) {
+                    let remedy = "install that, or write where it is: `env: {PATH: ..}`";
+                    found.push(Lack::new("argv", message, remedy));
+                }
+            }
+            Err(message) => found.push(Lack::new("argv", message, "install it, or write where it is")),
         }
         if !self.cwd.is_dir() {
             let message = format!("{} is no directory", self.cwd.display());
@@ -72,7 +78,13 @@ impl CommandSpec {
                 (false, _) => Err(format!("there is no program {name}")),
             };
         }
-        look_up(name, self.env.get("PATH").map(String::as_str).unwrap_or_default())
+        look_up(name, self.path())
+    }
+
+    /// Where it looks up programs.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        self.env.get("PATH").map(String::as_str).unwrap_or_default()
     }
 }
 

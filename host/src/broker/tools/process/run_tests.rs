@@ -66,7 +66,11 @@ impl Bench {
 
     fn tool(&self) -> ProcessRun {
         let clock = Arc::new(SystemClock::default());
-        let confine = Arc::new(|start: &Start<'_>| Ok(unconfined(start)));
+        let confine = Arc::new(|start: &Start<'_>| {
+            let mut command = Command::new(start.program);
+            command.args(start.args).env_clear();
+            Ok(Launch { command, guarded: false })
+        });
         ProcessRun::new(vec![self.spec.clone()], confine, clock, Arc::default())
     }
 
