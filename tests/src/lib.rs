@@ -9,6 +9,7 @@ pub mod audit;
 pub mod c_plugin;
 pub mod hostile;
 pub mod measure;
+pub mod office;
 pub mod rig;
 pub mod swaps;
 pub mod variant;

@@ -97,7 +97,11 @@ impl Quickstart {
             now,
         };
         store.add(mandate).wait().unwrap();
-        let offer = RunnerOffer { generation: self.generation.identity().generation.clone(), phases: true };
+        let offer = RunnerOffer {
+            generation: self.generation.identity().generation.clone(),
+            phases: true,
+            commands: None,
+        };
         let offers = Arc::new(HashMap::from([("cognitive".to_owned(), offer)]));
         let claim = ClaimRequest { now, max: 1, gate: None, offers };
         let claimed = store.claim(claim).wait().unwrap().claimed.pop().unwrap();

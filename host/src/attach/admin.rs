@@ -31,6 +31,13 @@ pub async fn plugins(State(plane): State<ControlPlane>) -> Answer {
     Ok(Json(json!({"plugins": plugins})))
 }
 
+/// The configured commands and what they lack, looked at in the daemon's own environment.
+pub async fn commands(State(plane): State<ControlPlane>) -> Answer {
+    let source = std::sync::Arc::clone(&plane.source);
+    let commands = read(&plane, move |_| Ok(source.commands())).await?;
+    Ok(Json(json!({"commands": commands})))
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EventsQuery {

@@ -50,6 +50,8 @@ pub trait Source: Send + Sync + 'static {
     fn seen(&self, mandate: &str) -> Value;
     /// The configured runners with what serves them. Reads files.
     fn plugins(&self) -> Vec<Value>;
+    /// The configured commands with what keeps each from starting. Reads files.
+    fn commands(&self) -> Vec<Value>;
     /// What replaces versions of runners; none without a daemon.
     fn swaps(&self) -> Option<Swaps>;
     /// Why nothing begins on a runner for a moment, though it serves.
@@ -95,6 +97,7 @@ pub fn router(plane: ControlPlane) -> Router {
     Router::new()
         .route("/v1/status", get(admin::status))
         .route("/v1/budget", get(admin::budget))
+        .route("/v1/commands", get(admin::commands))
         .route("/v1/plugins", get(admin::plugins))
         .route("/v1/plugins/history", get(plugins::history))
         .route("/v1/plugins/swaps/{id}", get(plugins::progress))

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use chrono::{DateTime, Utc};
+use serde_json::{Map, Value};
 
 use super::fitness::Fitness;
 use crate::broker::stop::StopSignal;
@@ -49,6 +50,10 @@ impl Brokers {
         Some(services.seen())
     }
 
+    fn fitness(&self) -> Arc<Fitness> {
+        Arc::clone(&self.fitness.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     fn current(&self) -> Arc<Broker> {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -70,7 +75,14 @@ impl OpenServices for Brokers {
     }
 
     fn unfit(&self) -> BTreeMap<String, String> {
-        let fitness = Arc::clone(&self.fitness.read().unwrap_or_else(PoisonError::into_inner));
-        fitness.all_unfit()
+        self.fitness().all_unfit()
+    }
+
+    fn unfit_for(&self, runner: &str, params: &Map<String, Value>) -> Option<String> {
+        self.fitness().unfit_for(runner, params)
+    }
+
+    fn commands(&self) -> BTreeMap<String, Vec<String>> {
+        self.fitness().commands()
     }
 }

@@ -50,8 +50,13 @@ pub fn sweep(paths: &Paths) {
     }
 }
 
-/// One of them.
+/// One of them, for the daemon.
 pub fn spec(name: &str, command: &CommandConfig, paths: &Paths, env: &Env) -> CommandSpec {
+    spec_in("the daemon's environment", name, command, paths, env)
+}
+
+/// One of them, by the environment of whoever it is for.
+pub fn spec_in(whose: &str, name: &str, command: &CommandConfig, paths: &Paths, env: &Env) -> CommandSpec {
     let preset = match command.preset {
         PresetWord::Jsonl => Preset::Jsonl,
         PresetWord::Plain => Preset::Plain,
@@ -77,7 +82,7 @@ pub fn spec(name: &str, command: &CommandConfig, paths: &Paths, env: &Env) -> Co
         },
         cwd: place(&command.cwd),
         env: environment(command, env),
-        secrets: secrets(command, paths, env),
+        secrets: secrets(whose, command, paths, env),
         grant: command.sandbox.then(|| Grant {
             network: command.network,
             read: command.read.iter().map(place).collect(),
@@ -143,16 +148,16 @@ fn environment(command: &CommandConfig, env: &Env) -> BTreeMap<String, String> {
     found
 }
 
-fn secrets(command: &CommandConfig, paths: &Paths, env: &Env) -> BTreeMap<String, Secret> {
+fn secrets(whose: &str, command: &CommandConfig, paths: &Paths, env: &Env) -> BTreeMap<String, Secret> {
     let each = command.secrets.iter();
-    each.map(|(name, source)| (name.clone(), secret(source, paths, env))).collect()
+    each.map(|(name, source)| (name.clone(), secret(whose, source, paths, env))).collect()
 }
 
-fn secret(source: &SecretSource, paths: &Paths, env: &Env) -> Secret {
+fn secret(whose: &str, source: &SecretSource, paths: &Paths, env: &Env) -> Secret {
     match source {
         SecretSource::Env(name) => {
             let found = env.get(name).map(str::to_owned);
-            let missing = format!("the environment has no {name}");
+            let missing = format!("{whose} has no {name}");
             Arc::new(move || found.clone().ok_or_else(|| missing.clone()))
         }
         SecretSource::File(path) => {

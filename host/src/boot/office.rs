@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::brokers::Brokers;
-use super::fitness::Fitness;
+use super::fitness::{self, Fitness};
 use super::reload::Trusted;
 use super::{broker, dispatch_settings, limits, reload, runner_configs, schedule_set, slots, swaps};
 use crate::attach::{BudgetView, Source};
@@ -469,6 +469,10 @@ impl Source for Office {
 
     fn plugins(&self) -> Vec<Value> {
         slots::views(&self.parts, &self.config())
+    }
+
+    fn commands(&self) -> Vec<Value> {
+        fitness::told(&self.config(), &self.parts.settings.paths, &self.parts.env)
     }
 
     fn swaps(&self) -> Option<Swaps> {

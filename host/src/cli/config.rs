@@ -1,5 +1,5 @@
-//! `kairos config`: what is wrong with the configuration, and what it amounts to. It asks no daemon and
-//! changes nothing, so it works whether or not one runs.
+//! `kairos config`: what is wrong with the configuration, and what it amounts to. It changes
+//! nothing and needs no daemon; of one that runs it is asked what only that knows: its secrets.
 
 use chrono::{DateTime, Utc};
 use clap::Subcommand;
@@ -35,6 +35,8 @@ pub struct World<'w> {
     pub zones: &'w Zones,
     /// The time now.
     pub now: DateTime<Utc>,
+    /// What a running daemon says of its commands.
+    pub daemon: Option<Value>,
 }
 
 /// Runs the command.
@@ -104,7 +106,13 @@ fn check(world: &World<'_>, rehearse: Rehearse<'_>, style: Style) -> anyhow::Res
     let (tried, found) = beyond(world, &checked, rehearse);
     checked.report.extend(found);
     if let Some(daemon) = &checked.daemon {
-        checked.report.extend(fitness::problems(daemon, world.paths, world.env, &tried));
+        checked.report.extend(fitness::problems(
+            daemon,
+            world.paths,
+            world.env,
+            &tried,
+            world.daemon.as_ref(),
+        ));
         checked.report.extend(fitness::schedule_problems(daemon, &checked.schedules, world.paths));
     }
     let report = &checked.report;
@@ -195,7 +203,7 @@ mod tests {
         std::fs::write(&paths.schedules_yml, schedules).unwrap();
         let (env, zones) = (Env::default(), Zones::bundled());
         let now = DateTime::from_timestamp(1_795_000_000, 0).unwrap();
-        test(&World { paths: &paths, env: &env, zones: &zones, now });
+        test(&World { paths: &paths, env: &env, zones: &zones, now, daemon: None });
     }
 
     #[test]

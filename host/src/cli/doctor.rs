@@ -256,7 +256,7 @@ fn of_problem(name: &'static str, problem: Problem) -> Check {
 
 fn commands(checked: &Checked, world: &World<'_>, tried: &[Tried]) -> Vec<Check> {
     let Some(daemon) = &checked.daemon else { return Vec::new() };
-    let mut found = fitness::problems(daemon, world.paths, world.env, tried);
+    let mut found = fitness::problems(daemon, world.paths, world.env, tried, world.daemon.as_ref());
     found.extend(fitness::schedule_problems(daemon, &checked.schedules, world.paths));
     if found.problems.is_empty() && !daemon.commands.is_empty() {
         return vec![ok("commands", format!("all {} can start", daemon.commands.len()))];
@@ -352,7 +352,7 @@ mod tests {
         let now = chrono::DateTime::from_timestamp(1_795_000_000, 0).unwrap();
         let search = SearchPath::new(&paths.root, None, None);
         let launcher = Launcher::in_process(search, PluginStore::new(&paths.plugin_store));
-        checks(&World { paths, env: &env, zones: &zones, now }, &|daemon| {
+        checks(&World { paths, env: &env, zones: &zones, now, daemon: None }, &|daemon| {
             Ok(rehearsal::with(&launcher, daemon, &env))
         })
     }
@@ -379,7 +379,7 @@ mod tests {
                 .map(|runner| Tried { runner: runner.clone(), outcome: outcome() })
                 .collect())
         };
-        let checks = checks(&World { paths: &paths, env: &env, zones: &zones, now }, &served);
+        let checks = checks(&World { paths: &paths, env: &env, zones: &zones, now, daemon: None }, &served);
         assert_eq!(failed(&checks), [] as [&str; 0], "{checks:#?}");
         assert!(checks.iter().any(|check| check.name == "zones" && check.message.contains("20")));
     }
@@ -392,7 +392,7 @@ mod tests {
         std::fs::create_dir_all(&paths.config).unwrap();
         let (env, zones) = (Env::default(), Zones::bundled());
         let now = chrono::DateTime::from_timestamp(1_795_000_000, 0).unwrap();
-        let world = World { paths: &paths, env: &env, zones: &zones, now };
+        let world = World { paths: &paths, env: &env, zones: &zones, now, daemon: None };
         let layers = |scopes: bool, files: bool| {
             let layer =
                 |name: &str, in_force| Layer { name: name.to_owned(), in_force, reason: "why".to_owned() };

@@ -178,7 +178,7 @@ mod tests {
         assert_eq!(create(&paths).unwrap().len(), 4);
         let (env, zones) = (Env::default(), Zones::bundled());
         let now = chrono::DateTime::from_timestamp(1_795_000_000, 0).unwrap();
-        let checked = check_all(&World { paths: &paths, env: &env, zones: &zones, now });
+        let checked = check_all(&World { paths: &paths, env: &env, zones: &zones, now, daemon: None });
         assert!(checked.report.problems.is_empty(), "{}", checked.report);
         assert_eq!(checked.schedules.schedules.len(), 1);
         let (_, lines) = crate::config::replies::read(&paths.config.join("replies.yml")).unwrap();
@@ -198,7 +198,7 @@ mod tests {
             assert_ne!(uncommented, text);
             std::fs::write(path, uncommented).unwrap();
         }
-        let checked = check_all(&World { paths: &paths, env: &env, zones: &zones, now });
+        let checked = check_all(&World { paths: &paths, env: &env, zones: &zones, now, daemon: None });
         assert!(checked.report.is_ok(), "{}", checked.report);
         assert_eq!(checked.schedules.schedules.len(), 2);
         assert_eq!(checked.daemon.unwrap().llm.providers.len(), 2);

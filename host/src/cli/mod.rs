@@ -28,6 +28,7 @@ use std::sync::Arc;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
+use serde_json::Value;
 
 pub use context::Context;
 
@@ -185,8 +186,14 @@ fn dispatch(command: Command, context: &Context) -> anyhow::Result<u8> {
         Command::Cron(command) => {
             cron::run(command, context.style.json, &*context.clock, &mut std::io::stdout().lock())?
         }
-        Command::Config(command) => with_world(context, |world| config::run(command, world, context.style))?,
-        Command::Doctor => with_world(context, |world| doctor::run(world, context.style))?,
+        Command::Config(command) => {
+            let asked =
+                matches!(command, config::ConfigCommand::Check).then(|| ask_daemon(context)).flatten();
+            with_world(context, asked, |world| config::run(command, world, context.style))?
+        }
+        Command::Doctor => {
+            with_world(context, ask_daemon(context), |world| doctor::run(world, context.style))?
+        }
         Command::Wal(command) => wal::run(command, context)?,
         Command::Backup(args) => maintenance::backup(&args, context)?,
         Command::Restore(args) => maintenance::restore(&args, context)?,
@@ -203,13 +210,21 @@ fn dispatch(command: Command, context: &Context) -> anyhow::Result<u8> {
     Ok(0)
 }
 
+/// What a running daemon says of its commands, in its own environment; none when none answers.
+fn ask_daemon(context: &Context) -> Option<Value> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
+    runtime.block_on(async { connect::daemon(context).await.ok()??.get("/v1/commands").await.ok() })
+}
+
 fn with_world<T>(
     context: &Context,
+    daemon: Option<Value>,
     job: impl FnOnce(&config::World<'_>) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     let paths = context.paths()?;
     let zones = Zones::newest(SYSTEM_DIRECTORY);
-    job(&config::World { paths: &paths, env: &context.env, zones: &zones, now: context.clock.now() })
+    let now = context.clock.now();
+    job(&config::World { paths: &paths, env: &context.env, zones: &zones, now, daemon })
 }
 
 /// Commands that talk to the control plane.

@@ -35,6 +35,9 @@ pub struct RunnerOffer {
     pub generation: String,
     /// True plans five phase steps, else one step.
     pub phases: bool,
+    /// Values of the mandates' parameter `command` that can be served now, the empty text for none;
+    /// absent when the runner takes every mandate.
+    pub commands: Option<Vec<String>>,
 }
 
 /// Runners that can take work now, by name.

@@ -246,7 +246,7 @@ impl Slots {
     }
 
     fn claim_request(&self, now: DateTime<Utc>, max: usize) -> ClaimRequest {
-        let offer = RunnerOffer { generation: "g1".to_owned(), phases: false };
+        let offer = RunnerOffer { generation: "g1".to_owned(), phases: false, commands: None };
         let offers = Arc::new(HashMap::from([("stub".to_owned(), offer)]));
         ClaimRequest { now, max, gate: self.gate(now), offers }
     }

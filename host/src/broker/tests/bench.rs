@@ -219,7 +219,7 @@ impl World {
 
     /// Starts the mandate's cycle, as dispatch does.
     pub fn claim(&self) -> ClaimedCycle {
-        let offer = RunnerOffer { generation: "g1".to_owned(), phases: true };
+        let offer = RunnerOffer { generation: "g1".to_owned(), phases: true, commands: None };
         let request = ClaimRequest {
             now: self.clock.now(),
             max: 1,

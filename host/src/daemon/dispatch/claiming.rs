@@ -16,7 +16,7 @@ use crate::store::{self, BudgetBlock, ClaimOutcome, ClaimRequest, ClaimedCycle};
 impl Inner {
     pub(super) fn claim_request(&self, max: usize) -> ClaimRequest {
         let now = self.parts.clock.now();
-        let offers = self.offers_now(&self.unfit());
+        let offers = self.offers_now();
         ClaimRequest { now, max, gate: self.parts.wallet.gate(now), offers }
     }
 

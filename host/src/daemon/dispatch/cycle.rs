@@ -175,6 +175,12 @@ impl Inner {
         number: u64,
     ) -> Result<Ran, NotStarted> {
         self.open_log(&cycle.mandate.id).await?;
+        let open = Arc::clone(&*self.services.read().unwrap_or_else(PoisonError::into_inner));
+        // What recovery handed back was claimed before anybody looked.
+        if let Some(reason) = open.unfit_for(&cycle.runner, &cycle.mandate.params) {
+            self.note_waits();
+            return Err(NotStarted { reason, hold: None, trouble: true });
+        }
         let generation = match self.generation(cycle).await {
             Ok(generation) => generation,
             Err(why) => return self.without_generation(cycle, why),
@@ -183,7 +189,6 @@ impl Inner {
         let clock = &self.parts.clock;
         let until = generation.deadline().map(|limit| clock.monotonic() + limit);
         let deadline = generation.deadline().map(|limit| clock.now() + limit);
-        let open = Arc::clone(&*self.services.read().unwrap_or_else(PoisonError::into_inner));
         let services = open.open(cycle, Arc::clone(&running.signal), deadline);
         let host = Arc::new(CycleHost::new(Arc::clone(&services)));
         let answer = generation.start(cycle.mandate.clone(), Arc::clone(&host) as _);

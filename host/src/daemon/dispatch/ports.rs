@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use kairos_plugin_api::{Report, Usage};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::conclude::Verdict;
 use crate::broker::stop::StopSignal;
@@ -71,6 +71,19 @@ pub trait OpenServices: Send + Sync + 'static {
     /// Runners that are there and could yet do nothing now, with the reasons: what they need of the
     /// machine is missing. Their mandates wait. Asked before each claim, so it is quick.
     fn unfit(&self) -> BTreeMap<String, String> {
+        BTreeMap::new()
+    }
+
+    /// The same for one mandate, by its runner and parameters: it may ask for something else than
+    /// its runner does by itself.
+    fn unfit_for(&self, runner: &str, params: &Map<String, Value>) -> Option<String> {
+        let _ = (runner, params);
+        None
+    }
+
+    /// Of runners whose mandates may name a command: the names that could be served now, with an
+    /// empty one when a mandate that names none could.
+    fn commands(&self) -> BTreeMap<String, Vec<String>> {
         BTreeMap::new()
     }
 }

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use super::breaker::Breakers;
 use super::conclude::Stops;
+use super::waits::{Wait, WaitKey};
 use crate::broker::stop::StopSignal;
 use crate::store::{BudgetBlock, ClaimedCycle};
 use crate::sys::sandbox::Reached;
@@ -109,8 +110,8 @@ pub(super) struct Table {
     pub(super) next_ready: Option<DateTime<Utc>>,
     pub(super) last_cycle_at: Option<DateTime<Utc>>,
     pub(super) stuck: BTreeMap<u64, Stuck>,
-    /// Why the mandates of a runner wait, as noted in the store.
-    pub(super) waits: BTreeMap<String, String>,
+    /// Why mandates wait, as noted in the store.
+    pub(super) waits: BTreeMap<WaitKey, Wait>,
     /// True when trying them again is a look at files and no more.
     pub(super) cheap_to_retry: bool,
     /// Runners that are confined less than they could be, as it was told last.

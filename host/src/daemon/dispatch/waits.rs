@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError};
 
 use chrono::{DateTime, Utc};
+use serde_json::{Map, Value};
 
 use super::Inner;
+use super::ports::OpenServices;
 use crate::domain::mandate::MandateState;
 use crate::runner::RunnerStatusError;
 use crate::store::{self, MandateFilter, RunnerOffer};
@@ -18,6 +20,40 @@ pub struct HeldBack {
     pub why: String,
     /// When it is tried again.
     pub until: DateTime<Utc>,
+}
+
+/// What mandates that wait for the same thing have in common.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct WaitKey {
+    runner: String,
+    /// Their parameter `command`.
+    command: Option<String>,
+}
+
+impl WaitKey {
+    fn of(runner: &str, params: &Map<String, Value>) -> Self {
+        let command = params.get("command").filter(|command| !command.is_null());
+        let text = |command: &Value| command.as_str().map_or_else(|| command.to_string(), str::to_owned);
+        Self { runner: runner.to_owned(), command: command.map(text) }
+    }
+}
+
+/// As the store keeps it: a reader finds a mandate's by the same rule.
+impl std::fmt::Display for WaitKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.command {
+            Some(command) => write!(f, "{}/{command}", self.runner),
+            None => f.write_str(&self.runner),
+        }
+    }
+}
+
+/// Why they wait.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Wait {
+    why: String,
+    /// True when a look at files tells whether they still must.
+    cheap: bool,
 }
 
 impl std::fmt::Display for HeldBack {
@@ -42,27 +78,36 @@ impl Inner {
             .into_iter()
             .filter_map(|status| {
                 let identity = status.identity.filter(|_| status.held.is_none() && !held(&status.name))?;
-                let offer = RunnerOffer { generation: identity.generation, phases: identity.phases };
+                let (generation, phases) = (identity.generation, identity.phases);
+                let offer = RunnerOffer { generation, phases, commands: None };
                 Some((status.name, offer))
             })
             .collect();
         *self.offers.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(offers);
     }
 
-    /// Runners that could do nothing now, with the reasons.
-    pub(super) fn unfit(&self) -> BTreeMap<String, String> {
-        let services = Arc::clone(&*self.services.read().unwrap_or_else(PoisonError::into_inner));
-        services.unfit()
+    fn open_services(&self) -> Arc<dyn OpenServices> {
+        Arc::clone(&*self.services.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// What is offered without those.
-    pub(super) fn offers_now(&self, unfit: &BTreeMap<String, String>) -> Arc<HashMap<String, RunnerOffer>> {
+    /// Runners that could do nothing now, with the reasons.
+    pub(super) fn unfit(&self) -> BTreeMap<String, String> {
+        self.open_services().unfit()
+    }
+
+    /// What is offered, as far as it could do anything now.
+    pub(super) fn offers_now(&self) -> Arc<HashMap<String, RunnerOffer>> {
         let offers = Arc::clone(&self.offers.read().unwrap_or_else(PoisonError::into_inner));
-        if unfit.keys().all(|runner| !offers.contains_key(runner)) {
+        let commands = self.open_services().commands();
+        if commands.keys().all(|runner| !offers.contains_key(runner)) {
             return offers;
         }
-        let fit = offers.iter().filter(|(runner, _)| !unfit.contains_key(*runner));
-        Arc::new(fit.map(|(runner, offer)| (runner.clone(), offer.clone())).collect())
+        let fit = offers.iter().filter_map(|(runner, offer)| {
+            let commands = commands.get(runner).cloned();
+            let any = commands.as_ref().is_none_or(|commands| !commands.is_empty());
+            any.then(|| (runner.clone(), RunnerOffer { commands, ..offer.clone() }))
+        });
+        Arc::new(fit.collect())
     }
 
     /// Compares what waits with what is offered and notes in the store why it waits.
@@ -78,62 +123,69 @@ impl Inner {
     async fn compare_waits(self: &Arc<Self>) -> Result<(), store::Error> {
         let inner = Arc::clone(self);
         let read = tokio::task::spawn_blocking(move || {
-            let unfit = inner.unfit();
-            let missing = inner.missing_runners(&unfit)?;
             // Looking whether a program is there by now costs nothing; loading a plugin does.
-            let cheap = missing.keys().all(|runner| unfit.contains_key(runner));
+            let missing = inner.missing()?;
+            let cheap = missing.values().all(|wait| wait.cheap);
             Ok((missing, cheap))
         });
         let (missing, cheap) = read.await.unwrap_or(Err(store::Error::Closed))?;
-        let changes: Vec<(String, Option<String>)> = {
+        let changes: Vec<(WaitKey, Option<String>)> = {
             let mut table = self.table();
-            let gone = table.waits.keys().filter(|name| !missing.contains_key(*name)).cloned();
-            let gone: Vec<_> = gone.map(|name| (name, None)).collect();
-            let new = missing.iter().filter(|(name, why)| table.waits.get(*name) != Some(why));
-            let new: Vec<_> = new.map(|(name, why)| (name.clone(), Some(why.clone()))).collect();
-            table.waits.clone_from(&missing);
-            table.cheap_to_retry = cheap;
-            match (missing.is_empty(), &table.retry_runners) {
+            let gone = table.waits.keys().filter(|key| !missing.contains_key(*key)).cloned();
+            let gone: Vec<_> = gone.map(|key| (key, None)).collect();
+            let new = missing.iter().filter(|(key, wait)| table.waits.get(*key) != Some(wait));
+            let new: Vec<_> = new.map(|(key, wait)| (key.clone(), Some(wait.why.clone()))).collect();
+            let nothing = missing.is_empty();
+            (table.waits, table.cheap_to_retry) = (missing, cheap);
+            match (nothing, &table.retry_runners) {
                 (true, _) => table.retry_runners = None,
                 (false, None) => table.retry_runners_later(self.parts.clock.monotonic()),
                 (false, Some(_)) => {}
             }
             gone.into_iter().chain(new).collect()
         };
-        for (runner, why) in changes {
+        for (key, why) in changes {
             if let Some(reason) = &why {
-                tracing::warn!(runner, reason, "daemon_runner_unavailable");
+                tracing::warn!(
+                    runner = key.runner,
+                    command = key.command,
+                    reason,
+                    "daemon_runner_unavailable"
+                );
             }
-            self.parts.store.note_wait(runner, why).await?;
+            self.parts.store.note_wait(key.to_string(), why).await?;
             self.touch();
         }
         Ok(())
     }
 
-    /// Runners that queued mandates ask for and that are not offered, with the reason. Blocks.
-    fn missing_runners(
-        &self,
-        unfit: &BTreeMap<String, String>,
-    ) -> Result<BTreeMap<String, String>, store::Error> {
-        let offers = self.offers_now(unfit);
+    /// Why queued mandates do not start, by what they ask for. Blocks.
+    fn missing(&self) -> Result<BTreeMap<WaitKey, Wait>, store::Error> {
+        let offers = Arc::clone(&self.offers.read().unwrap_or_else(PoisonError::into_inner));
         if self.parts.store.counts()?.queued == 0 {
             return Ok(BTreeMap::new());
         }
         let filter =
             MandateFilter { states: vec![MandateState::Queued], limit: LOOK_AT, ..MandateFilter::default() };
+        let services = self.open_services();
         let mut missing = BTreeMap::new();
         for row in self.parts.store.mandates(&filter)? {
-            if !offers.contains_key(&row.runner) && !missing.contains_key(&row.runner) {
-                let why = match (self.held(&row.runner), self.parts.runners.current(&row.runner)) {
-                    (_, Err(error)) => error.told(),
-                    (Some(why), Ok(_)) => why,
-                    (None, Ok(_)) => match unfit.get(&row.runner) {
-                        Some(why) => why.clone(),
-                        None => continue,
-                    },
-                };
-                missing.insert(row.runner, why);
+            let key = WaitKey::of(&row.runner, &row.bounds.params);
+            if missing.contains_key(&key) {
+                continue;
             }
+            let served = offers.contains_key(&row.runner);
+            let runner = || match (self.held(&row.runner), self.parts.runners.current(&row.runner)) {
+                _ if served => None,
+                (_, Err(error)) => Some(error.told()),
+                (why, Ok(_)) => why,
+            };
+            let unfit = || services.unfit_for(&row.runner, &row.bounds.params);
+            let wait = match runner() {
+                Some(why) => Some(Wait { why, cheap: false }),
+                None => unfit().map(|why| Wait { why, cheap: true }),
+            };
+            missing.extend(wait.map(|wait| (key, wait)));
         }
         Ok(missing)
     }
@@ -153,7 +205,8 @@ impl Inner {
     /// Runners that cannot serve, with the reason, whether something waits for them or not.
     pub(super) fn runner_trouble(&self) -> BTreeMap<String, String> {
         let mut trouble = self.unfit();
-        trouble.extend(self.table().waits.clone());
+        let waits = self.table().waits.clone();
+        trouble.extend(waits.into_iter().map(|(key, wait)| (key.to_string(), wait.why)));
         for status in self.parts.runners.status() {
             let held = || self.held(&status.name);
             let why = status.error.as_ref().map(RunnerStatusError::told).or_else(held).or(status.held);
@@ -166,10 +219,10 @@ impl Inner {
 
     /// Tries the runners that something waits for once more.
     pub(super) fn retry_runners(self: &Arc<Self>) {
-        let names: Vec<String> = {
+        let waits: Vec<(String, bool)> = {
             let mut table = self.table();
             table.retry_runners_later(self.parts.clock.monotonic());
-            table.waits.keys().cloned().collect()
+            table.waits.iter().map(|(key, wait)| (key.runner.clone(), wait.cheap)).collect()
         };
         let inner = Arc::clone(self);
         self.runtime.spawn(async move {
@@ -177,9 +230,11 @@ impl Inner {
             // Loading reads files and runs constructors.
             let looked = Arc::clone(&inner);
             let tried = tokio::task::spawn_blocking(move || {
-                let unfit = looked.unfit();
-                let there = |name: &&String| runners.retry(name).is_ok() && !unfit.contains_key(*name);
-                names.iter().filter(there).count()
+                let offered = looked.offers_now();
+                let there = |(runner, cheap): &&(String, bool)| {
+                    runners.retry(runner).is_ok() && (!cheap || offered.contains_key(runner))
+                };
+                waits.iter().filter(there).count()
             });
             if tried.await.is_ok_and(|mended| mended > 0) {
                 inner.read_offers();

@@ -67,6 +67,8 @@ struct Lines<'a> {
 
 struct Line {
     runner: String,
+    /// As in the offer, as a list in JSON.
+    commands: Option<String>,
     /// Place behind which the next page begins.
     after: i64,
     /// Read and not yet looked at, last first.
@@ -88,8 +90,14 @@ impl<'a> Lines<'a> {
     fn new(request: &'a ClaimRequest) -> Self {
         let lines = request
             .offers
-            .keys()
-            .map(|runner| Line { runner: runner.clone(), after: i64::MIN, page: Vec::new(), done: false })
+            .iter()
+            .map(|(runner, offer)| Line {
+                runner: runner.clone(),
+                commands: offer.commands.as_ref().map(|commands| json!(commands).to_string()),
+                after: i64::MIN,
+                page: Vec::new(),
+                done: false,
+            })
             .collect();
         Self { request, lines }
     }
@@ -123,8 +131,9 @@ impl Line {
         }
         self.page = txn.all(
             "SELECT n, place, okey, beside, schedule FROM mandate WHERE runner=?1 AND place IS NOT NULL AND place>?2 \
+             AND (?4 IS NULL OR coalesce(json_extract(bounds, '$.params.command'), '') IN (SELECT value FROM json_each(?4))) \
              ORDER BY place LIMIT ?3",
-            (&self.runner, self.after, PAGE),
+            (&self.runner, self.after, PAGE, &self.commands),
             |row| {
                 Ok(Waiting {
                     n: row.get(0)?,

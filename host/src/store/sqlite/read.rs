@@ -25,7 +25,8 @@ pub fn schedules(conn: &Connection) -> Res<Vec<ScheduleState>> {
 pub fn mandates(conn: &Connection, filter: &MandateFilter) -> Res<Vec<MandateRow>> {
     let mut sql = format!(
         "SELECT {MANDATE}, wait.value FROM mandate LEFT JOIN meta AS wait \
-         ON mandate.state='queued' AND wait.key='wait:'||mandate.runner WHERE 1"
+         ON mandate.state='queued' AND wait.key='wait:'||mandate.runner||coalesce('/'||json_extract(bounds, '$.params.command'), '') \
+         WHERE 1"
     );
     let mut values: Vec<Sql> = Vec::new();
     if !filter.states.is_empty() {
@@ -61,8 +62,10 @@ pub fn mandates(conn: &Connection, filter: &MandateFilter) -> Res<Vec<MandateRow
 pub fn mandate(conn: &Connection, id: &str) -> Res<MandateRow> {
     let mandate = Mandate::load(conn, id)?;
     let wait = if mandate.state == MandateState::Queued {
-        let key = format!("wait:{}", mandate.runner);
-        first(conn, "SELECT value FROM meta WHERE key=?1", [key], |row| row.get::<_, String>(0))?
+        let sql = "SELECT value FROM meta WHERE key='wait:'||?1||coalesce('/'||json_extract(?2, '$.params.command'), '')";
+        let bounds =
+            serde_json::to_string(&mandate.bounds).expect("bounds have text keys and plain values only");
+        first(conn, sql, [&mandate.runner, &bounds], |row| row.get::<_, String>(0))?
     } else {
         None
     };

@@ -98,7 +98,7 @@ fn a_real_store_keeps_lines_until_their_archive_is_made() {
     wal.attach(Arc::new(store.clone())).unwrap();
     let now = clock.now();
     store.add(mandate(now)).wait().unwrap();
-    let offer = RunnerOffer { generation: "g".into(), phases: false };
+    let offer = RunnerOffer { generation: "g".into(), phases: false, commands: None };
     let offers = Arc::new([("stub".to_owned(), offer)].into());
     let claim = ClaimRequest { now, max: 1, gate: None, offers };
     let claimed = store.claim(claim).wait().unwrap().claimed;

@@ -37,7 +37,8 @@ pub fn parts(program: &Path, path: &str) -> Result<Vec<PathBuf>, String> {
 
 /// The outermost directory of Node's packages.
 fn packages(real: &Path) -> Option<PathBuf> {
-    let outermost = real.ancestors().filter(|above| above.file_name().is_some_and(|name| name == "node_modules"));
+    let outermost =
+        real.ancestors().filter(|above| above.file_name().is_some_and(|name| name == "node_modules"));
     outermost.last().map(Path::to_owned)
 }
 
@@ -79,8 +80,11 @@ fn python(interpreter: &Path) -> Vec<PathBuf> {
         found.push(environment);
     }
     let real = interpreter.canonicalize().ok();
-    let is_python = |file: &PathBuf| file.file_name().is_some_and(|name| name.as_bytes().starts_with(b"python"));
-    found.extend(real.filter(is_python).and_then(|real| place(&real)).into_iter().flat_map(|base| libraries(&base)));
+    let is_python =
+        |file: &PathBuf| file.file_name().is_some_and(|name| name.as_bytes().starts_with(b"python"));
+    found.extend(
+        real.filter(is_python).and_then(|real| place(&real)).into_iter().flat_map(|base| libraries(&base)),
+    );
     found
 }
 
@@ -117,7 +121,10 @@ mod tests {
         let found = parts(&home.join("bin/agent"), &path).unwrap();
         assert_eq!(found, [home.join("bin/agent"), home.join("lib/node_modules"), home.join("bin/node")]);
         let error = parts(&home.join("bin/agent"), "/no/such/dir").unwrap_err();
-        assert!(error.contains("is run by node, and there is no program node in PATH=/no/such/dir"), "{error}");
+        assert!(
+            error.contains("is run by node, and there is no program node in PATH=/no/such/dir"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -534,7 +534,8 @@ fn failure(spec: &CommandSpec, ran: &Ran, reading: &Reading, stderr: &str) -> Op
             let trouble = reading.trouble.as_ref();
             return Some((
                 "timeout",
-                trouble.map_or_else(|| message.clone(), |last| format!("{message}; its last trouble: {last}")),
+                trouble
+                    .map_or_else(|| message.clone(), |last| format!("{message}; its last trouble: {last}")),
             ));
         }
         Cause::Output => {

@@ -47,7 +47,7 @@ impl CommandSpec {
         }
         for (name, source) in &self.secrets {
             if let Err(message) = secret(source) {
-                let remedy = "set it where the daemon runs; this was looked up in this environment";
+                let remedy = "set it where the daemon is started, and start it again; a file needs no start";
                 found.push(Lack::new(format!("secrets.{name}"), message, remedy));
             }
         }

@@ -32,7 +32,7 @@ impl Claims for Slots {
     fn request(&self, now: DateTime<Utc>) -> Option<(ClaimRequest, Permits)> {
         let max = self.free.available_permits();
         let permits = Arc::clone(&self.free).try_acquire_many_owned(u32::try_from(max).unwrap()).ok()?;
-        let offer = RunnerOffer { generation: "g1".to_owned(), phases: false };
+        let offer = RunnerOffer { generation: "g1".to_owned(), phases: false, commands: None };
         let offers = Arc::new([("stub".to_owned(), offer)].into());
         (max > 0)
             .then(|| (ClaimRequest { now, max, gate: self.gate.clone(), offers }, Permits(Some(permits))))

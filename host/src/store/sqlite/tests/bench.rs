@@ -120,7 +120,10 @@ pub fn offers(names: &[&str]) -> Offers {
         names
             .iter()
             .map(|name| {
-                ((*name).to_owned(), RunnerOffer { generation: format!("gen-{name}"), phases: false })
+                (
+                    (*name).to_owned(),
+                    RunnerOffer { generation: format!("gen-{name}"), phases: false, commands: None },
+                )
             })
             .collect(),
     )

@@ -97,7 +97,7 @@ fn an_interrupted_cycle_goes_on_with_its_record_on_its_own_generation() {
         let finished = store.end(&first, CycleEnd::Interrupted);
         assert_eq!((finished.state, finished.reason.as_deref()), (MandateState::Queued, Some("interrupted")));
         let mut request = claim(1);
-        let offer = RunnerOffer { generation: "newer".into(), phases: true };
+        let offer = RunnerOffer { generation: "newer".into(), phases: true, commands: None };
         request.offers = Arc::new(HashMap::from([("stub".to_owned(), offer)]));
         let mut claimed = store.claim(request).wait().unwrap().claimed;
         let again = claimed.pop().expect("it comes before those that never started");
@@ -221,7 +221,7 @@ fn an_unstarted_cycle_waits_in_front_as_if_it_had_never_begun() {
         assert_eq!(row.reason.as_deref(), Some("runner is gone"));
         assert!(store.cycles("m").unwrap().is_empty());
         let mut request = claim(1);
-        let offer = RunnerOffer { generation: "newer".into(), phases: false };
+        let offer = RunnerOffer { generation: "newer".into(), phases: false, commands: None };
         request.offers = Arc::new(HashMap::from([("stub".to_owned(), offer)]));
         let again = store.claim(request).wait().unwrap().claimed.remove(0);
         assert_eq!((again.mandate.id.as_str(), again.mandate.attempt), ("m", 1));
@@ -425,7 +425,7 @@ fn phases_are_lines_of_the_plan_and_a_rerun_may_announce_them_again() {
     on_both(|store| {
         store.add_manual("m");
         let mut request = claim(1);
-        let offer = RunnerOffer { generation: "g".into(), phases: true };
+        let offer = RunnerOffer { generation: "g".into(), phases: true, commands: None };
         request.offers = Arc::new(HashMap::from([("stub".to_owned(), offer)]));
         let cycle = store.claim(request).wait().unwrap().claimed.remove(0);
         let note = |name: &str| {

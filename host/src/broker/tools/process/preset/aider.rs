@@ -49,7 +49,9 @@ fn trouble(reading: &mut Reading, line: &str) {
         reading.in_trouble = true;
     } else if line.is_empty() || line.starts_with("Retrying in ") {
         reading.in_trouble = false;
-    } else if let Some(before) = reading.trouble.take_if(|before| reading.in_trouble && before.len() < TROUBLE_MAX) {
+    } else if let Some(before) =
+        reading.trouble.take_if(|before| reading.in_trouble && before.len() < TROUBLE_MAX)
+    {
         reading.complain(&format!("{before} {line}"));
     }
 }
@@ -69,7 +71,8 @@ fn figures(reading: &mut Reading, line: &str, tell: &mut dyn FnMut(Told<'_>)) {
         }
         if sent.is_some() || received.is_some() {
             // Older versions do not count hits as sent; then there may be more of those.
-            let sent = sent.map(|sent| if hit > Some(sent) { sent.saturating_add(hit.unwrap_or(0)) } else { sent });
+            let sent =
+                sent.map(|sent| if hit > Some(sent) { sent.saturating_add(hit.unwrap_or(0)) } else { sent });
             reading.stated.add(Stated { calls: Some(1), input: sent, output: received, cost: None });
             reading.is_final = true;
             reading.trouble = None;
