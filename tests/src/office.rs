@@ -34,10 +34,10 @@ impl Office {
     /// As [`Office::new`], on this root and with these keys of daemon.yml.
     pub fn within(root: Root, script: &str, more: &str, daemon: &str) -> Self {
         let dir = root.aside().to_owned();
-        fs::create_dir_all(dir.join("work")).unwrap();
+        fs::create_dir_all(dir.join("work")).expect("it is ours");
         let agent = dir.join("agent");
-        fs::write(&agent, format!("#!/bin/bash\n{script}\n")).unwrap();
-        fs::set_permissions(&agent, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(&agent, format!("#!/bin/bash\n{script}\n")).expect("it is ours");
+        fs::set_permissions(&agent, fs::Permissions::from_mode(0o755)).expect("it is ours");
         let office = Self { root, dir };
         office.configure(more, daemon);
         office
@@ -84,12 +84,12 @@ impl Office {
 /// A recorded output of an agent.
 pub fn fixture(name: &str) -> PathBuf {
     let fixtures = "../host/src/broker/tools/process/fixtures";
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(fixtures).join(name).canonicalize().unwrap()
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(fixtures).join(name).canonicalize().expect("it is ours")
 }
 
 /// An agent that prints a recorded output; it is told its goal on standard input.
 pub fn prints(name: &str) -> String {
-    format!("cat >work.txt\ncat <<'END'\n{}END", fs::read_to_string(fixture(name)).unwrap())
+    format!("cat >work.txt\ncat <<'END'\n{}END", fs::read_to_string(fixture(name)).expect("it is ours"))
 }
 
 /// The last cycle of a shown mandate.

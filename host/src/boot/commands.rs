@@ -224,15 +224,14 @@ fn confinement(start: &Start<'_>, grant: &Grant) -> Confinement {
 /// Why not, for people.
 pub fn trial(spec: &CommandSpec) -> Result<(), String> {
     let (Some(grant), Ok(program)) = (&spec.grant, spec.program()) else { return Ok(()) };
-    // A run gets a directory of its own; any that is there does for a trial.
-    let scratch = std::env::temp_dir();
     let start = Start {
         program: &program,
         args: &[],
         cwd: &spec.cwd,
         grant: Some(grant),
         path: spec.path(),
-        scratch: &scratch,
+        // A run gets a directory of its own; any that is there does for a trial.
+        scratch: &spec.own,
         own: &spec.own,
     };
     sandbox::trial(Path::new(THIS_PROGRAM), &confinement(&start, grant))

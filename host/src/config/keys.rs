@@ -124,7 +124,7 @@ pub const DAEMON: &[Key] = &[
     live("commands.*.network", "Whether it may use the network."),
     live(
         "commands.*.read",
-        "Files and directories it may read and run programs of, beside the system's own: from the root, absolute, or of the home directory (`~/`). Never with `..`, never `/`, never the daemon's own.",
+        "Files and directories it may read and run programs of, beside the system's own and what belongs to the program itself (its interpreter and packages): from the root, absolute, or of the home directory (`~/`). Never with `..`, never `/`, never the daemon's own.",
     ),
     live("commands.*.write", "Files and directories it may change."),
     live(
