@@ -179,7 +179,7 @@ impl Inner {
         // What recovery handed back was claimed before anybody looked.
         if let Some(reason) = open.unfit_for(&cycle.runner, &cycle.mandate.params) {
             self.note_waits();
-            return Err(NotStarted { reason, hold: None, trouble: true });
+            return Err(NotStarted { reason, hold: None, trouble: true, of_version: false });
         }
         let generation = match self.generation(cycle).await {
             Ok(generation) => generation,
