@@ -8,6 +8,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
+use kairos_tests::hostile::patched;
 use kairos_tests::{Root, plugin};
 use serde_json::{Value, json};
 
@@ -135,4 +136,46 @@ fn a_grant_that_the_disk_does_not_hold_takes_one_runner_out_until_it_is_mended()
         assert_eq!(daemon.stop().unwrap(), 0);
         let _ = fs::remove_file(at("in"));
     }
+}
+
+#[test]
+fn a_link_inside_a_grant_leads_a_runner_nowhere_else() {
+    let root = Root::new();
+    let at = |name: &str| root.path().join(name);
+    for name in ["in", "out", "secret", "log"] {
+        fs::create_dir(at(name)).unwrap();
+    }
+    // The plugin asks for `in` and `out`; what is granted are links in them, or what holds them.
+    let list = |read: &str, write: &str| {
+        let more = granted(read, write);
+        root.set_daemon_yml(&format!("{more}\nwal: {{dir: log}}"));
+        checked(&root)
+    };
+    assert_eq!(list("in", "out").0, 0);
+    let manifest = fs::read(plugin("hostile_escape")).unwrap();
+    let aside = root.aside().join("libhostile_escape.so");
+    fs::write(&aside, patched(manifest, "\"write:out\"", "\"write:o/x\"")).unwrap();
+    let escape = |write: &str| {
+        let plugin = json!(aside);
+        root.set_daemon_yml(&format!(
+            "  escape: {{plugin: {plugin}, isolation: sandbox, grants: {{write: [{write}]}}}}\nwal: {{dir: log}}"
+        ));
+        checked(&root)
+    };
+    fs::create_dir(at("o")).unwrap();
+    for (to, fault) in [
+        ("../secret", "outside of what is granted"),
+        ("../log", "keeps for itself"),
+        ("../.kairos", "keeps for itself"),
+        ("/etc", "leads outside of the root"),
+    ] {
+        symlink(to, at("o/x")).unwrap();
+        let (code, problems) = escape("o");
+        assert_eq!(code, 2, "{to}: {problems:?}");
+        assert!(json!(problems).to_string().contains(fault), "{to}: {problems:?}");
+        fs::remove_file(at("o/x")).unwrap();
+    }
+    fs::create_dir(at("o/y")).unwrap();
+    symlink("y", at("o/x")).unwrap();
+    assert_eq!(escape("o"), (0, vec![]));
 }

@@ -30,7 +30,7 @@ const GRANTED: [&str; 6] =
     ["granted.read", "granted.list", "granted.write", "granted.change", "granted.pair", "granted.thread"];
 
 /// What works without a sandbox whoever the user is.
-const CONTROL: [&str; 24] = [
+const CONTROL: [&str; 28] = [
     "files.token",
     "files.config",
     "files.passwd",
@@ -43,6 +43,9 @@ const CONTROL: [&str; 24] = [
     "files.symlink",
     "files.hard_link",
     "files.mode",
+    "files.set_id",
+    "files.set_id_by_structure",
+    "files.whiteout",
     "files.daemon_arguments",
     "network.tcp_connect",
     "network.udp_send",
@@ -55,6 +58,7 @@ const CONTROL: [&str; 24] = [
     "memory.too_much",
     "memory.code_at_once",
     "memory.file",
+    "limits.threads",
 ];
 
 /// Who the daemon runs as.
@@ -151,14 +155,13 @@ impl World {
     }
 
     fn kairos(&self, args: &[&str]) -> Ran {
-        let mut command = match self.lacks {
-            None => Command::new(self.at("bin/kairos")),
-            Some(what) => {
-                let mut command = Command::new(self.at("bin/without"));
-                command.args([what, "--"]).arg(self.at("bin/kairos"));
-                command
-            }
-        };
+        // As from a shell or a service manager that forgot to close something.
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "exec 9<\"$0\" && exec \"$@\""]).arg(self.at("root/victim.txt"));
+        if let Some(what) = self.lacks {
+            command.arg(self.at("bin/without")).args([what, "--"]);
+        }
+        command.arg(self.at("bin/kairos"));
         command.args(args).env_clear().current_dir(self.at("root")).stdin(Stdio::null());
         if self.user == User::Ordinary && rustix::process::geteuid().is_root() {
             command.uid(NOBODY).gid(NOBODY);
@@ -273,6 +276,7 @@ fn guard(attempt: &str) -> &'static str {
         "files.huge" | "memory.too_much" => layer::LIMITS,
         "memory.code_later" => layer::EXEC_GAIN,
         "limits.raise" => layer::CAPABILITIES,
+        "limits.threads" => layer::USER_NAMESPACE,
         "files.append_outside" | "files.move_out" => layer::FILE_CHANGES,
         name if name.starts_with("files.") => layer::FILES,
         _ => layer::SYSTEM_CALLS,

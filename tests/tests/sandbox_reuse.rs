@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::path::Path;
+
+use kairos_tests::c_plugin::compiled;
 use kairos_tests::{Root, plugin};
 use serde_json::json;
 
@@ -45,4 +48,26 @@ fn a_sandboxed_process_is_reused_by_the_same_schedule_only() {
     assert_eq!(said, after([1, 2, 1, 3, 2, 1, 1]), "{ORDER:?}");
     // Nothing of it without a sandbox: there the count of one is the count of all.
     assert_eq!(counted("process", &ORDER), after([1, 2, 3, 4, 5, 6, 7]));
+}
+
+#[test]
+fn a_sandboxed_process_that_works_on_after_its_cycle_is_ended_and_the_next_cycle_gets_another() {
+    let aside = tempfile::tempdir().unwrap();
+    let plugin = json!(compiled("tests/fixtures/burns.c", "burns", aside.path()));
+    let root = Root::new()
+        .daemon_yml(&format!("  counts: {{plugin: {plugin}, isolation: sandbox}}"))
+        .schedules_yml(SCHEDULES);
+    let mut daemon = root.start().unwrap();
+    for round in 0..2 {
+        let fired = root.json(&["schedule", "trigger", "first"]);
+        let id = fired["id"].as_str().or(fired["mandate"].as_str()).unwrap().to_owned();
+        let shown = root.wait_state(&id, &["succeeded", "failed", "review"]).unwrap();
+        assert_eq!(shown["state"], "succeeded", "{shown}");
+        const ENDED: &str = "runner_worker_ended_for_working_on";
+        let ended = root.wait_for(ENDED, || root.logged(ENDED).get(round).cloned()).unwrap();
+        assert_eq!(ended["details"]["runner"], "counts", "{ended}");
+        let process = format!("/proc/{}", ended["details"]["pid"]);
+        root.wait_for("its end", || (!Path::new(&process).exists()).then_some(())).unwrap();
+    }
+    assert_eq!(daemon.stop().unwrap(), 0);
 }

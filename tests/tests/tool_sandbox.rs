@@ -62,14 +62,27 @@ fn a_tool_does_what_it_was_granted_and_starts_programs_that_are_bound_as_well() 
     assert_eq!(fs::read_to_string(path.join("secret")).unwrap(), "secret");
 }
 
+/// The program that the kernel starts every dynamic program by.
+fn loader() -> &'static str {
+    let places = ["/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1"];
+    places.into_iter().find(|place| Path::new(place).exists()).expect("these tests run on glibc")
+}
+
 #[test]
-fn a_tool_runs_only_programs_that_were_granted() {
+fn a_tool_starts_no_program_of_the_system_that_was_not_granted_not_even_by_the_loader() {
     let own = Path::new("/bin/sh").canonicalize().unwrap();
     let only = Confinement { exec: vec![own], ..Confinement::tool() };
-    let mut command = prepare(&kairos(), &only, OsStr::new("/bin/sh"));
-    let output = command.args(["-c", "/usr/bin/env; echo after"]).stdin(Stdio::null()).output().unwrap();
-    let ran = Ran::from(output);
+    let runs = |wanted: &Confinement, script: &str| {
+        let mut command = prepare(&kairos(), wanted, OsStr::new("/bin/sh"));
+        Ran::from(command.args(["-c", script]).stdin(Stdio::null()).output().unwrap())
+    };
+    let by_loader = format!("{} /usr/bin/echo it ran", loader());
+    let ran = runs(&only, &format!("/usr/bin/env echo it ran; {by_loader}; echo after"));
     assert_eq!(ran.stdout, "after\n", "{}", ran.stderr);
+    // They are seen, and what it can read it can run: a grant to read gives the code as well.
+    assert!(runs(&only, "echo /usr/bin/en*").stdout.contains("/usr/bin/env"));
+    let read = Confinement { read: vec!["/usr/bin/env".into(), "/usr/bin/echo".into()], ..only };
+    assert_eq!(runs(&read, &format!("{} /usr/bin/echo it ran", loader())).stdout, "it ran\n");
     let none = prepare(&kairos(), &Confinement::tool(), OsStr::new("/bin/sh")).output().unwrap();
     assert_eq!(none.status.code(), Some(126), "{none:?}");
 }
@@ -131,4 +144,73 @@ fn what_is_wrong_or_too_weak_starts_nothing() {
     let full = Confinement { exec: programs(), require: Level::Full, ..Confinement::tool() };
     let code = ran(prepare(&kairos, &full, OsStr::new("true")).env("PATH", "/usr/bin:/bin")).code;
     assert_eq!(code == 0, reached.level == Level::Full, "{reached}");
+}
+
+#[test]
+fn a_tool_gets_nothing_that_somebody_left_open() {
+    let (_dir, path) = place();
+    let wanted = Confinement { exec: programs(), ..Confinement::tool() };
+    let text = serde_json::to_string(&wanted).unwrap();
+    let left_open = |run: &str| {
+        let script = format!("exec 9<\"$0\" && exec {run}");
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", &script]).arg(path.join("secret")).arg(kairos()).env(GRANTS, &text);
+        Ran::from(command.stdin(Stdio::null()).output().unwrap())
+    };
+    assert_eq!(left_open("/bin/sh -c 'cat <&9'").stdout, "secret");
+    let ran = left_open("\"$1\" confine -- /bin/sh -c 'cat <&9; echo after'");
+    assert_eq!(ran.stdout, "after\n", "{}", ran.stderr);
+}
+
+#[test]
+fn a_tool_changes_limits_and_urgency_of_itself_only() {
+    let mut other = Command::new("sleep").arg("600").spawn().unwrap();
+    let pid = other.id();
+    let tool = Confinement::tool();
+    let changes = [
+        format!("prlimit --pid {pid} --nofile=512:512"),
+        format!("renice -n 7 -p {pid}"),
+        format!("ionice -c 3 -p {pid}"),
+        format!("taskset -p 1 {pid}"),
+        format!("chrt --batch -p 0 {pid}"),
+    ];
+    let before = about(pid);
+    for change in &changes {
+        let ran = shell(&tool, change);
+        assert!(ran.code > 0, "{change}: {} {}", ran.stdout, ran.stderr);
+    }
+    assert_eq!(about(pid), before);
+    for own in [
+        "nice -n 3 true",
+        "ionice -c 3 true",
+        "taskset 1 true",
+        "chrt --batch 0 true",
+        "ulimit -n 64 && ulimit -n | grep -qx 64",
+        "prlimit --nofile=64 true",
+        &format!("prlimit --pid {pid} --nofile"),
+    ] {
+        let ran = shell(&tool, own);
+        assert_eq!(ran.code, 0, "{own}: {}", ran.stderr);
+    }
+    // Without a sandbox each of them changes something, so this can fail.
+    for change in &changes {
+        let before = about(pid);
+        let ran = Command::new("/bin/sh").args(["-c", change]).stdin(Stdio::null()).output().unwrap();
+        assert!(ran.status.success(), "{change}: {ran:?}");
+        if !change.starts_with("ionice") && !change.starts_with("taskset") {
+            assert_ne!(about(pid), before, "{change}");
+        }
+    }
+    other.kill().unwrap();
+    other.wait().unwrap();
+}
+
+/// Limits, urgency and processors of a process, as the kernel tells them.
+fn about(pid: u32) -> String {
+    let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap();
+    let (stat, status) = (read("stat"), read("status"));
+    let rest: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+    let processors = status.lines().find(|line| line.starts_with("Cpus_allowed:")).unwrap();
+    // Priority, nice value and policy.
+    format!("{} {} {} {} {processors}\n{}", rest[15], rest[16], rest[37], rest[38], read("limits"))
 }

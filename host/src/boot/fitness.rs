@@ -215,7 +215,9 @@ pub fn problems(
         code.is_some_and(|error| error.code() == "bad_grant")
     };
     for (name, runner) in config.runners.iter().filter(|(name, _)| !refused(name)) {
-        let Err(error) = commands::at_home(&runner.grants, env).below(&paths.root) else { continue };
+        let Err(error) = commands::at_home(&runner.grants, env).below(&paths.root, &config.kept()) else {
+            continue;
+        };
         let key = format!("{}.grants", DaemonConfig::key_of(&["runners", name]));
         let bound = runner.isolation == Some(Isolation::Sandbox);
         report.push(Problem {

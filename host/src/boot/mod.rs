@@ -466,6 +466,7 @@ fn runner_configs(config: &DaemonConfig, env: &Env) -> Vec<RunnerConfig> {
             memory: runner.memory,
             params: runner.params.clone().into(),
             grants: commands::at_home(&runner.grants, env),
+            kept: config.kept(),
             require: config.sandbox_require,
             ..RunnerConfig::new(name, &runner.plugin)
         })

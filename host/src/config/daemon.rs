@@ -223,6 +223,7 @@ impl DaemonConfig {
         let levels = [("partial", Level::Partial), ("full", Level::Full)];
         let sandbox_require = sandbox.choice("require", ctx, Level::Partial, &levels);
         sandbox.finish(ctx);
+        // As `Self::kept`.
         let kept = [Path::new(pid_path.as_deref().unwrap_or_default()), &wal.dir];
         let (default_runner, runners) = read_runners(&mut top, ctx, &kept);
         let commands = commands::read(&mut top, ctx, &runners, &budget);
@@ -311,6 +312,12 @@ impl DaemonConfig {
     #[must_use]
     pub fn pid_file(&self, root: &Path) -> PathBuf {
         root.join(&self.pid_path)
+    }
+
+    /// What no runner may be granted besides `.kairos`; relative paths are of the root.
+    #[must_use]
+    pub fn kept(&self) -> Vec<PathBuf> {
+        vec![self.pid_path.clone(), self.wal.dir.clone()]
     }
 
     /// Where the per-mandate logs go below `root`.

@@ -67,6 +67,8 @@ pub struct RunnerConfig {
     pub params: Value,
     /// Files of the root, or absolute, that it can have in a sandbox if its manifest asks for them.
     pub grants: Grants,
+    /// What no grant reaches besides `.kairos`, of the root or absolute.
+    pub kept: Vec<PathBuf>,
     /// The weakest sandbox in which it starts.
     pub require: Level,
 }
@@ -84,6 +86,7 @@ impl RunnerConfig {
             memory: None,
             params: Value::Null,
             grants: Grants::default(),
+            kept: Vec::new(),
             require: Level::Partial,
         }
     }
@@ -391,8 +394,9 @@ impl Launcher {
 
     /// What the manifest asks for, as far as it is granted.
     fn grants(&self, config: &RunnerConfig, manifest: &Manifest) -> Result<Grants, LoadError> {
-        let common = config.grants.common(&Grants::asked(&manifest.files));
-        common.below(self.search.root()).map_err(|error| LoadError::BadGrant(error.to_string()))
+        let asked = Grants::asked(&manifest.files);
+        let given = config.grants.given(&asked, self.search.root(), &config.kept);
+        given.map_err(|error| LoadError::BadGrant(error.to_string()))
     }
 }
 

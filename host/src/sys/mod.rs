@@ -2,11 +2,13 @@
 //! enters the host here, with its fake beside it.
 
 pub mod clock;
+pub mod descriptors;
 pub mod entropy;
 pub mod files;
 pub mod guardian;
 pub mod gz;
 pub mod lock;
 pub mod priority;
+pub mod processor_time;
 pub mod sandbox;
 pub mod zones;

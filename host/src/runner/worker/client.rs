@@ -60,7 +60,7 @@ impl Drop for Registered<'_> {
 
 impl Worker {
     pub(super) fn new(factory: WorkerFactory, spec: WorkerSpec, loaded: Loaded, process: Process) -> Self {
-        let idle = Arc::new(Idle::new(Instance::fresh(process)));
+        let idle = Arc::new(Idle::new(Instance::fresh(process), spec.confinement.is_some()));
         factory.shared().watch(&idle);
         Self {
             factory,
@@ -173,6 +173,10 @@ impl Worker {
 
     pub(super) fn runner(&self) -> &str {
         &self.spec.runner
+    }
+
+    pub(super) fn now(&self) -> Duration {
+        self.factory.until(Duration::ZERO)
     }
 
     pub(super) fn running_now(&self) -> usize {

@@ -71,7 +71,9 @@ impl WorkerSpec {
     /// As [`WorkerSpec::process`], confined: it may read its own file and nothing else.
     #[must_use]
     pub fn sandbox(runner: &str, path: PathBuf, plugin: &PluginFile, params: &Value) -> Self {
-        let confinement = Some(Confinement::runner(Some(&path)));
+        // Confined runners are granted real paths only; one that is not there is told later.
+        let real = path.canonicalize().unwrap_or_else(|_| path.clone());
+        let confinement = Some(Confinement::runner(Some(&real)));
         Self { confinement, ..Self::process(runner, path, plugin, params) }
     }
 

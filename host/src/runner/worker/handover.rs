@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::client::Worker;
 use super::frame::Kind;
 use super::process::Process;
+use super::rest::Rest;
 use crate::domain::handover::{HandOver, InstanceState, StateId};
 use crate::runner::handover::{checked, fresh_id, tell_dropped};
 use crate::runner::{Instances, Isolation, RunnerError};
@@ -33,25 +34,44 @@ pub(super) struct Instance {
     pub state: Option<StateId>,
     /// True when the last sweep found it idle, and nobody has had it since.
     seen: bool,
+    /// What it uses while it has nothing to do.
+    rest: Rest,
 }
 
 impl Instance {
     /// One that has done nothing yet.
     pub fn fresh(process: Process) -> Self {
-        Self { process, owner: None, state: None, seen: false }
+        Self { process, owner: None, state: None, seen: false, rest: Rest::default() }
+    }
+
+    /// Whether it works on with nothing to do; looked at while it waits, and when that ends.
+    fn burns(&mut self, now: Duration) -> bool {
+        self.rest.look(now, self.process.handle.processor_time())
     }
 }
 
 /// The processes of a runner that wait for a cycle, the longest idle first.
-pub(super) struct Idle(Mutex<Vec<Instance>>);
+pub(super) struct Idle {
+    instances: Mutex<Vec<Instance>>,
+    /// True for those in a sandbox, who may not work on.
+    pub confined: bool,
+}
 
 impl Idle {
-    pub fn new(first: Instance) -> Self {
-        Self(Mutex::new(vec![first]))
+    pub fn new(first: Instance, confined: bool) -> Self {
+        Self { instances: Mutex::new(vec![first]), confined }
     }
 
     pub fn lock(&self) -> MutexGuard<'_, Vec<Instance>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.instances.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes out those that work on with nothing to do.
+    pub fn burning(&self, now: Duration) -> Vec<Process> {
+        if !self.confined {
+            return vec![];
+        }
+        self.lock().extract_if(.., |instance| instance.burns(now)).map(|instance| instance.process).collect()
     }
 
     /// Takes out those that were idle at the last sweep already and have nothing to hand over; the
@@ -69,8 +89,20 @@ impl Worker {
         self.isolation_is(Isolation::Sandbox)
     }
 
-    /// An idle instance that may serve `owner`: its own before one that is nobody's.
+    /// An idle instance that may serve `owner`: its own before one that is nobody's. One that has
+    /// worked on meanwhile is ended, and is none.
     pub(super) fn take_idle(&self, owner: Option<&str>) -> Option<Instance> {
+        loop {
+            let mut taken = self.taken(owner)?;
+            if !self.sandboxed() || !taken.burns(self.now()) {
+                taken.rest.ends();
+                return Some(taken);
+            }
+            tell_burning(&taken.process);
+        }
+    }
+
+    fn taken(&self, owner: Option<&str>) -> Option<Instance> {
         let mut idle = self.idle();
         let at = if self.sandboxed() {
             let own = idle.iter().rposition(|idle| idle.owner.is_some() && idle.owner.as_deref() == owner);
@@ -95,10 +127,16 @@ impl Worker {
 
     /// Keeps an instance for the next cycle. What a sandboxed one has seen of one schedule no other
     /// may see; mandates without a schedule have nothing in common, so there is no next one for it.
-    pub(super) fn give_back(&self, instance: Instance) {
-        if self.sandboxed() && instance.owner.is_none() {
-            self.retire(instance.process);
-            return;
+    pub(super) fn give_back(&self, mut instance: Instance) {
+        if self.sandboxed() {
+            if instance.owner.is_none() {
+                self.retire(instance.process);
+                return;
+            }
+            if instance.burns(self.now()) {
+                tell_burning(&instance.process);
+                return;
+            }
         }
         let longest_idle = {
             let mut idle = self.idle();
@@ -188,6 +226,12 @@ impl Worker {
         let waiting = self.waiting();
         waiting.next(|state| self.fits(state, state.owner.as_deref())).map(|state| state.owner.clone())
     }
+}
+
+/// Before it is dropped, and killed with that. What its instance kept is lost, as when it dies.
+pub(super) fn tell_burning(process: &Process) {
+    let (runner, pid) = (process.label.get(), process.handle.pid());
+    tracing::warn!(runner, pid, "runner_worker_ended_for_working_on");
 }
 
 impl Instances for Worker {

@@ -23,6 +23,7 @@ mod handover;
 mod output;
 mod process;
 mod protocol;
+mod rest;
 mod serve;
 mod spin;
 mod supervisor;

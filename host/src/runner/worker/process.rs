@@ -24,7 +24,7 @@ use super::frame::{Kind, encode};
 use crate::runner::Death;
 use crate::runner::death::describe;
 use crate::sys::clock::SystemClock;
-use crate::sys::guardian;
+use crate::sys::{guardian, processor_time};
 
 /// Time for a process that was killed, or that closed its socket, to be gone. Killing takes a
 /// third of a millisecond; more than this means a machine in trouble.
@@ -152,6 +152,11 @@ impl Handle {
     /// Its number, for people.
     pub fn pid(&self) -> i32 {
         self.pid.as_raw_nonzero().get()
+    }
+
+    /// What it has used; for one that has a guardian, what the guardian has.
+    pub fn processor_time(&self) -> Option<std::time::Duration> {
+        processor_time::of(self.pid)
     }
 
     /// Asks it to look whether it should stop.

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
-use super::handover::Idle;
+use super::handover::{Idle, tell_burning};
 use super::output::{More, Output};
 use super::process::{Handle, Process};
 use crate::sys::clock::{Clock, SystemClock};
@@ -25,6 +25,9 @@ const BLANKS: usize = 1;
 
 /// Between two looks for idle workers; one that two of them have found idle is of no use now.
 const IDLE_TIME: Duration = Duration::from_secs(60);
+
+/// Between two looks at what confined workers do that have nothing to do.
+const LOOK_TIME: Duration = Duration::from_secs(5);
 
 /// Time for a retired worker to end by itself, before it is killed.
 const RETIRE_GRACE: Duration = Duration::from_secs(1);
@@ -82,6 +85,7 @@ impl Shared {
             next: WAKE + 1,
             refill_at: Duration::ZERO,
             swept: clock.monotonic(),
+            looked: clock.monotonic(),
         };
         let name = if trials { "kairos-trials" } else { "kairos-workers" };
         std::thread::Builder::new().name(name.to_owned()).spawn(move || thread.run())?;
@@ -183,6 +187,8 @@ struct Thread {
     refill_at: Duration,
     /// When idle workers were looked for last.
     swept: Duration,
+    /// When it was last looked at what they do.
+    looked: Duration,
 }
 
 impl Thread {
@@ -233,8 +239,21 @@ impl Thread {
             self.spawn(now);
         }
         self.leaving.retain(|_, leaving| now < leaving.until);
+        self.look(now);
         self.sweep(now);
         true
+    }
+
+    /// Ends those that work on although they have nothing to do.
+    fn look(&mut self, now: Duration) {
+        if now.saturating_sub(self.looked) < LOOK_TIME {
+            return;
+        }
+        self.looked = now;
+        let idle: Vec<Arc<Idle>> = self.shared.state().idle.iter().filter_map(Weak::upgrade).collect();
+        for process in idle.iter().flat_map(|idle| idle.burning(now)) {
+            tell_burning(&process);
+        }
     }
 
     /// Sees off what has been idle for long.
@@ -316,8 +335,10 @@ impl Thread {
         };
         // Never with the other lock in hand: runners take theirs first.
         let sweep = idle.iter().any(|idle| !idle.lock().is_empty()).then_some(self.swept + idle_time);
+        // Also while all of them run: nobody wakes this thread when a cycle ends.
+        let look = idle.iter().any(|idle| idle.confined).then_some(self.looked + LOOK_TIME);
         let leaving = self.leaving.values().map(|leaving| leaving.until);
-        leaving.chain(refill).chain(sweep).min().map(|at| at.saturating_sub(now))
+        leaving.chain(refill).chain(sweep).chain(look).min().map(|at| at.saturating_sub(now))
     }
 
     fn token(&mut self) -> u64 {

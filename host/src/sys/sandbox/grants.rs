@@ -57,16 +57,39 @@ impl Grants {
         Self { read, write }
     }
 
+    /// What is asked for, as far as this grants it: absolute paths without links, see [`Self::below`].
+    /// A link in what is granted gives nothing that is not.
+    ///
+    /// # Errors
+    /// See there, and that a link leads outside of what is granted.
+    pub fn given(&self, asked: &Self, root: &Path, kept: &[PathBuf]) -> Result<Self, SandboxError> {
+        let common = self.common(asked);
+        let given = common.below(root, kept)?;
+        let real = |path: &PathBuf| root.join(path).canonicalize().ok();
+        let writable: Vec<PathBuf> = self.write.iter().filter_map(real).collect();
+        let readable: Vec<PathBuf> = self.read.iter().filter_map(real).chain(writable.clone()).collect();
+        let parts = [(&common.read, &given.read, readable), (&common.write, &given.write, writable)];
+        for (asked, given, granted) in parts {
+            for (path, real) in asked.iter().zip(given) {
+                if !granted.iter().any(|granted| real.starts_with(granted)) {
+                    return Err(refused(&root.join(path), "a link in it leads outside of what is granted"));
+                }
+            }
+        }
+        Ok(given)
+    }
+
     /// The same as absolute paths without links: relative ones below `root`, absolute ones where they
-    /// are.
+    /// are. `kept` are further paths that Kairos keeps for itself, relative to the root or absolute.
     ///
     /// # Errors
     /// One does not exist, leads outside of the root without saying so, is everything, or reaches what
     /// Kairos keeps for itself.
-    pub fn below(&self, root: &Path) -> Result<Self, SandboxError> {
+    pub fn below(&self, root: &Path, kept: &[PathBuf]) -> Result<Self, SandboxError> {
         let root = root.canonicalize().map_err(|source| SandboxError::path(root, source))?;
-        let own = root.join(OWN);
-        let own = own.canonicalize().unwrap_or(own);
+        let real = |path: PathBuf| path.canonicalize().unwrap_or(path);
+        let own: Vec<PathBuf> =
+            kept.iter().map(|path| real(root.join(path))).chain([real(root.join(OWN))]).collect();
         let resolve = |path: &PathBuf| {
             let full = root.join(path);
             let real = full.canonicalize().map_err(|source| SandboxError::path(&full, source))?;
@@ -74,16 +97,20 @@ impl Grants {
                 "it leads outside of the root"
             } else if real.parent().is_none() {
                 "it is the whole machine"
-            } else if overlaps(&real, &own) {
+            } else if own.iter().any(|own| overlaps(&real, own)) {
                 "it reaches what Kairos keeps for itself"
             } else {
                 return Ok(real);
             };
-            Err(SandboxError::path(&full, io::Error::new(io::ErrorKind::PermissionDenied, fault)))
+            Err(refused(&full, fault))
         };
         let all = |paths: &[PathBuf]| paths.iter().map(resolve).collect::<Result<Vec<_>, _>>();
         Ok(Self { read: all(&self.read)?, write: all(&self.write)? })
     }
+}
+
+fn refused(path: &Path, fault: &str) -> SandboxError {
+    SandboxError::path(path, io::Error::new(io::ErrorKind::PermissionDenied, fault))
 }
 
 /// Why a path of the configuration cannot be granted, as message and remedy. `kept` are further
@@ -206,7 +233,7 @@ mod tests {
         link("..", "out");
         link(".kairos/run", "secrets");
         link(".", "self");
-        let below = |path: &str| grants(&[path], &[]).below(&root).map(|grants| grants.read);
+        let below = |path: &str| grants(&[path], &[]).below(&root, &[]).map(|grants| grants.read);
         assert_eq!(below("good").unwrap(), [root.canonicalize().unwrap().join("docs")]);
         // What lies elsewhere is granted by its absolute path, and only that way.
         let elsewhere = dir.path().join("elsewhere");
@@ -225,5 +252,49 @@ mod tests {
             let error = below(path).unwrap_err().to_string();
             assert!(error.contains(says), "{path}: {error}");
         }
+    }
+
+    #[test]
+    fn a_link_in_what_is_granted_gives_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        for name in ["out/own", "docs", "secret", "logs/wal"] {
+            std::fs::create_dir_all(root.join(name)).unwrap();
+        }
+        for (to, name) in [
+            ("../secret", "out/secret"),
+            ("../docs", "out/docs"),
+            ("own", "out/inner"),
+            ("../logs/wal", "out/wal"),
+            ("out", "other_name"),
+        ] {
+            std::os::unix::fs::symlink(to, root.join(name)).unwrap();
+        }
+        let kept = [PathBuf::from("logs/wal")];
+        let policy = grants(&["docs"], &["out", "other_name"]);
+        let given = |files: &[&str]| policy.given(&asked(files), &root, &kept);
+        for (file, reads, writes) in [
+            ("write:out/own", vec![], vec!["out/own"]),
+            ("write:out/inner", vec![], vec!["out/own"]),
+            ("write:other_name/own", vec![], vec!["out/own"]),
+            // Led to by a link, but granted by itself.
+            ("read:out/docs", vec!["docs"], vec![]),
+        ] {
+            let at = |names: Vec<&str>| names.into_iter().map(|name| root.join(name)).collect::<Vec<_>>();
+            let given = given(&[file]).unwrap();
+            assert_eq!((given.read, given.write), (at(reads), at(writes)), "{file}");
+        }
+        for (file, says) in [
+            ("write:out/secret", "outside of what is granted"),
+            ("read:out/secret", "outside of what is granted"),
+            ("write:out/docs", "outside of what is granted"),
+            ("write:out/wal", "keeps for itself"),
+        ] {
+            let error = given(&[file]).unwrap_err().to_string();
+            assert!(error.contains(says), "{file}: {error}");
+        }
+        let absolute = grants(&[], &[root.join("logs").to_str().unwrap()]);
+        let error = absolute.given(&asked(&["write:."]), &root, &kept).unwrap_err().to_string();
+        assert!(error.contains("keeps for itself"), "{error}");
     }
 }

@@ -2,7 +2,7 @@
 //! leads out. Best effort by the kernel's version; what that leaves open is told layer by layer.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, LandlockStatus, PathBeneath,
@@ -35,7 +35,9 @@ impl Rules {
         // Neither devices nor sockets are made, and no program is written and then run.
         let write = (AccessFs::from_all(ABI::V4) | AccessFs::Refer)
             & !(AccessFs::Execute | AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::MakeSock);
-        let granted = |path: &Path| open(path).map_err(|source| SandboxError::path(path, source));
+        // A runner may rename what is in its grant, so a link can lie there by now where none was.
+        let links = wanted.profile == Profile::Tool;
+        let granted = |path: &Path| open(path, links).map_err(|source| SandboxError::path(path, source));
         for path in &wanted.read {
             rules.add(granted(path)?, read);
         }
@@ -49,9 +51,14 @@ impl Rules {
             rules.add(granted(path)?, execute);
         }
         if wanted.profile == Profile::Tool {
-            let own = [(system::READ, read), (system::DEVICES, read | AccessFs::WriteFile)];
+            let paths = |names: &[&str]| names.iter().map(PathBuf::from).collect();
+            let own: [(Vec<PathBuf>, _); 3] = [
+                (paths(system::LISTED), AccessFs::ReadDir.into()),
+                (system::readable(), read),
+                (paths(system::DEVICES), read | AccessFs::WriteFile),
+            ];
             for (paths, access) in own {
-                for file in paths.iter().filter_map(|path| open(Path::new(path)).ok()) {
+                for file in paths.iter().filter_map(|path| open(path, true).ok()) {
                     rules.add(file, access);
                 }
             }
@@ -123,9 +130,20 @@ struct OpenedFile {
     directory: bool,
 }
 
-fn open(path: &Path) -> std::io::Result<OpenedFile> {
-    use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
-    let fd = openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+/// Opens it, without following a link anywhere in its path unless `links`.
+fn open(path: &Path, links: bool) -> std::io::Result<OpenedFile> {
+    use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2};
+    use rustix::io::Errno;
+    let (how, mode) = (OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    let fd = match if links {
+        Err(Errno::NOSYS)
+    } else {
+        openat2(CWD, path, how, mode, ResolveFlags::NO_SYMLINKS)
+    } {
+        // Where it is not known there is no Landlock; where it is denied there may be.
+        Err(Errno::NOSYS | Errno::PERM) => openat(CWD, path, how, mode)?,
+        opened => opened?,
+    };
     let directory = FileType::from_raw_mode(fstat(&fd)?.st_mode).is_dir();
     Ok(OpenedFile { fd, directory })
 }

@@ -3,7 +3,7 @@
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use super::{Confinement, raw};
+use super::{Confinement, Profile, raw};
 
 /// Address space beside the memory that may be written: code, mapped files, reserves of the
 /// allocator, which never become memory.
@@ -37,11 +37,32 @@ pub(super) fn enter(wanted: &Confinement) -> Result<(), String> {
 }
 
 /// The number of processes and threads. Outside a user namespace of its own this would count
-/// everything that the user runs, so it is for after that; the kernel exempts root.
+/// everything that the user runs, so it is for after that.
 pub(super) fn processes(wanted: &Confinement) -> Result<(), String> {
     match wanted.processes {
         Some(count) => set(Resource::Nproc, count).map_err(|error| format!("processes: {error}")),
         None => Ok(()),
+    }
+}
+
+/// A user that no account has, nor a range that is handed out for containers.
+const NOBODY_AT_ALL: u32 = u32::MAX - 15;
+
+/// Lets the number of processes bind root as well, whom the kernel exempts by the *real* user: that
+/// becomes nobody's, while the effective one, which opens files, stays. To be done before the user
+/// namespace, in which there is no other user. Nothing for other users, and in a container whose
+/// root is not the machine's: nobody is exempt there.
+pub(super) fn bind_root(wanted: &Confinement) -> Result<(), String> {
+    let root = rustix::process::geteuid();
+    if wanted.profile != Profile::Runner || wanted.processes.is_none() || !root.is_root() {
+        return Ok(());
+    }
+    let nobody = rustix::process::Uid::from_raw(NOBODY_AT_ALL);
+    // The limit of the whole user, which a namespace takes along, was never meant to bind root.
+    let _ = setrlimit(Resource::Nproc, Rlimit { current: None, maximum: None });
+    match rustix::thread::set_thread_res_uid(nobody, root, root) {
+        Ok(()) | Err(rustix::io::Errno::INVAL) => Ok(()),
+        Err(error) => Err(format!("root's processes: {error}")),
     }
 }
 

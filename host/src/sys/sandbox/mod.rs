@@ -33,9 +33,10 @@ use level::Tried;
 const RUNNER_MEMORY_BYTES: u64 = 512 << 20;
 /// Descriptors of a runner: its pipes, and files while it reads and writes them.
 const RUNNER_OPEN_FILES: u64 = 256;
-/// Threads of a runner. Not for root, whom the kernel exempts; there memory is the limit.
+/// Threads of a runner.
 const RUNNER_THREADS: u64 = 64;
-/// One file of a runner.
+/// One file of a runner. How many it writes, only the disk limits: it wants a quota or a file system
+/// of its own for its grant where that matters.
 const RUNNER_FILE_BYTES: u64 = 1 << 30;
 /// `PR_SET_MDWE` and its only flag: memory that was written cannot become code. Linux 6.3.
 const SET_MDWE: i32 = 65;
@@ -75,7 +76,11 @@ pub struct Confinement {
     #[serde(default)]
     pub write: Vec<PathBuf>,
     /// Programs that can be run, or directories with such; for tools only. Each must exist. See
-    /// [`programs`] for those of the system.
+    /// [`programs`] for those of the system, which are not even read without it.
+    ///
+    /// It keeps a tool from programs, not from code: whoever runs anything at all may run the loader,
+    /// which maps what the tool can read, an interpreter, or a file in memory. What such code can do
+    /// is bound all the same: files, network and limits are those of the whole tool.
     #[serde(default)]
     pub exec: Vec<PathBuf>,
     /// For tools only.
@@ -93,7 +98,7 @@ pub struct Confinement {
     /// Largest file that is written; also counts for a log that stdout or stderr leads to.
     #[serde(default)]
     pub file_bytes: Option<u64>,
-    /// Processes and threads together; the kernel exempts root.
+    /// Processes and threads together; the kernel exempts tools of root.
     #[serde(default)]
     pub processes: Option<u64>,
     /// [`confine`] starts a program that is killed when the thread that started it ends.
@@ -207,7 +212,7 @@ pub fn enter(wanted: &Confinement) -> Result<Reached, SandboxError> {
     let mut tried = Tried::default();
     let no_new_privs = rustix::thread::set_no_new_privs(true).map_err(|error| error.to_string());
     tried.put(layer::NO_NEW_PRIVS, no_new_privs);
-    let mut limited = limits::enter(wanted);
+    let mut limited = limits::enter(wanted).and(limits::bind_root(wanted));
     if namespaces::enter(wanted.network, &mut tried) {
         limited = limited.and(limits::processes(wanted));
     }

@@ -22,7 +22,11 @@ impl Filters {
         let build = || -> Result<Vec<BpfProgram>, seccompiler::BackendError> {
             // glibc asks for threads by clone3, whose flags no filter can see, and falls back to
             // clone when the kernel does not know it.
-            let unknown = Rules::from([(libc::SYS_clone3, vec![])]);
+            let mut unknown = Rules::from([(libc::SYS_clone3, vec![])]);
+            if wanted.profile == Profile::Runner {
+                // As openat2 has its mode where no filter sees it; callers fall back to openat.
+                unknown.insert(libc::SYS_openat2, vec![]);
+            }
             let mut programs = vec![program(unknown, SeccompAction::Allow, libc::ENOSYS)?];
             if wanted.profile == Profile::Runner {
                 let allowed = runner_allows()?;
@@ -183,18 +187,16 @@ const RUNNER_CALLS: &[c_long] = &[
     libc::SYS_write,
     libc::SYS_writev,
     // Files, as far as Landlock opens them. No links, which would lead a host out of the grant,
-    // and no modes, owners and times, which Landlock does not guard.
+    // and no modes, owners and times of what is there already, which Landlock does not guard.
     libc::SYS_faccessat,
     libc::SYS_faccessat2,
     libc::SYS_fstatfs,
     libc::SYS_getcwd,
     libc::SYS_mkdirat,
     libc::SYS_newfstatat,
-    libc::SYS_openat,
-    libc::SYS_openat2,
+    libc::SYS_openat2, // answered ENOSYS by the filter before
     libc::SYS_readlinkat,
     libc::SYS_renameat,
-    libc::SYS_renameat2,
     libc::SYS_statx,
     libc::SYS_unlinkat,
     // Who and where it is.
@@ -221,7 +223,6 @@ const RUNNER_OLDER_CALLS: &[c_long] = &[
     libc::SYS_getrlimit,
     libc::SYS_lstat,
     libc::SYS_mkdir,
-    libc::SYS_open,
     libc::SYS_pause,
     libc::SYS_pipe,
     libc::SYS_poll,
@@ -251,6 +252,11 @@ fn runner_allows() -> Result<Rules, seccompiler::BackendError> {
     rules.insert(libc::SYS_prlimit64, one_of(0, &[0, pid])?);
     rules.insert(libc::SYS_mmap, masked(2, WRITE_AND_EXEC, &NOT_BOTH)?);
     rules.insert(libc::SYS_mprotect, masked(2, WRITE_AND_EXEC, &NOT_BOTH)?);
+    rules.insert(libc::SYS_openat, plain_mode(2, 3)?);
+    #[cfg(target_arch = "x86_64")]
+    rules.insert(libc::SYS_open, plain_mode(1, 2)?);
+    // A whiteout is a device, which is made in the place of what was moved.
+    rules.insert(libc::SYS_renameat2, masked(4, WHITEOUT, &[0])?);
     let names = [i64::from(libc::PR_SET_NAME), i64::from(libc::PR_GET_NAME), SET_VMA];
     rules.insert(libc::SYS_prctl, one_of(0, &names)?);
     // Not F_SETOWN and its like, by which a file's event becomes a signal to somebody.
@@ -282,6 +288,17 @@ fn runner_allows() -> Result<Rules, seccompiler::BackendError> {
     rules.insert(libc::SYS_socketpair, vec![pair]);
     rules.insert(libc::SYS_setsockopt, one_of(1, &[i64::from(libc::SOL_SOCKET)])?);
     Ok(rules)
+}
+
+/// `RENAME_WHITEOUT`.
+const WHITEOUT: i32 = 4;
+
+/// An open whose mode, which counts when a file is made, lets nobody act as the file's owner or group.
+fn plain_mode(flags: u8, mode: u8) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
+    // The second one without the part of it that says directory.
+    const MAKES: i32 = libc::O_CREAT | (libc::O_TMPFILE & !libc::O_DIRECTORY);
+    const ACT_AS: i32 = (libc::S_ISUID | libc::S_ISGID).cast_signed();
+    Ok([masked(flags, MAKES, &[0])?, masked(mode, ACT_AS, &[0])?].concat())
 }
 
 /// What no tool may call, whatever the arguments are.
@@ -339,6 +356,37 @@ const TOOL_DENIED: &[c_long] = &[
     libc::SYS_vhangup,
 ];
 
+/// Limits, urgency and the like of whoever has the same user, the daemon first: no tool may change
+/// those of others by number. Zero is whoever calls. A process that names itself by its number is
+/// refused as well, since a filter is inherited and cannot know it; for threads of the caller, whom
+/// some libraries move to a core, that costs speed at most.
+fn only_of_itself() -> Result<Rules, seccompiler::BackendError> {
+    let other = |argument| when(&[(argument, SeccompCmpOp::Ne, 0)]);
+    // Reading the limits of others, which gives no new ones, is left.
+    let new_limit = SeccompCondition::new(2, SeccompCmpArgLen::Qword, SeccompCmpOp::Ne, 0)?;
+    let of_other = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, 0)?;
+    let mut rules = Rules::from([(libc::SYS_prlimit64, vec![SeccompRule::new(vec![of_other, new_limit])?])]);
+    for call in [
+        libc::SYS_sched_setaffinity,
+        libc::SYS_sched_setattr,
+        libc::SYS_sched_setparam,
+        libc::SYS_sched_setscheduler,
+        libc::SYS_migrate_pages,
+        libc::SYS_move_pages,
+    ] {
+        rules.insert(call, vec![other(0)?]);
+    }
+    // Not the group or the user either: a tool can join the group of others in its session.
+    for (call, process) in [(libc::SYS_setpriority, PROCESS), (libc::SYS_ioprio_set, IO_PROCESS)] {
+        rules.insert(call, vec![when(&[(0, SeccompCmpOp::Ne, process)])?, other(1)?]);
+    }
+    Ok(rules)
+}
+
+/// `PRIO_PROCESS` and `IOPRIO_WHO_PROCESS`.
+const PROCESS: u64 = 0;
+const IO_PROCESS: u64 = 1;
+
 fn tool_denies(network: Network) -> Result<Rules, seccompiler::BackendError> {
     let mut rules: Rules = TOOL_DENIED.iter().map(|call| (*call, Vec::new())).collect();
     let namespaces = [
@@ -359,6 +407,8 @@ fn tool_denies(network: Network) -> Result<Rules, seccompiler::BackendError> {
     let typing = [libc::TIOCSTI, libc::TIOCLINUX];
     let typing: Vec<i64> = typing.iter().map(|control| i64::try_from(*control).unwrap_or_default()).collect();
     rules.insert(libc::SYS_ioctl, one_of(1, &typing)?);
+    rules.insert(libc::SYS_renameat2, masked(4, WHITEOUT, &[WHITEOUT])?);
+    rules.extend(only_of_itself()?);
     rules.insert(libc::SYS_socketpair, masked(1, 0xf, &[libc::SOCK_DGRAM])?);
     let number = |value: i32| u64::from(value.cast_unsigned());
     let sockets = match network {

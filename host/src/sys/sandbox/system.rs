@@ -4,11 +4,15 @@
 
 use std::path::PathBuf;
 
+/// Listed by tools, so that they find what is there; what is in it is read by [`readable`].
+pub(super) const LISTED: &[&str] = &["/usr", "/bin", "/sbin"];
+
+/// Where programs lie and nothing else: read only by whom they were granted, because the loader runs
+/// whatever it can read.
+const OF_PROGRAMS: &[&str] = &["bin", "sbin", "games", "libexec", "local"];
+
 /// Read by tools. Of `/etc` only what is meant for everybody, because root's tools would read the rest.
-pub(super) const READ: &[&str] = &[
-    "/usr",
-    "/bin",
-    "/sbin",
+const READ: &[&str] = &[
     "/lib",
     "/lib32",
     "/lib64",
@@ -50,6 +54,16 @@ pub(super) const READ: &[&str] = &[
     "/etc/timezone",
 ];
 
+/// What every tool reads: [`READ`], and of `/usr` and `/usr/local` all but the programs.
+pub(super) fn readable() -> Vec<PathBuf> {
+    let within = |place: &str| {
+        let entries = std::fs::read_dir(place).into_iter().flatten().flatten();
+        entries.filter(|entry| !OF_PROGRAMS.iter().any(|name| entry.file_name() == *name))
+    };
+    let parts = within("/usr").chain(within("/usr/local")).map(|entry| entry.path());
+    READ.iter().map(PathBuf::from).chain(parts).collect()
+}
+
 /// Read and written by tools.
 pub(super) const DEVICES: &[&str] = &["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
 
@@ -69,11 +83,11 @@ pub fn programs() -> Vec<PathBuf> {
     places.iter().map(PathBuf::from).filter(|place| place.is_dir()).collect()
 }
 
-/// Where libraries of the system lie, with the loader's list of them.
+/// Where libraries of the system lie, with the loader's list of them; without links.
 #[must_use]
 pub fn libraries() -> Vec<PathBuf> {
     let places = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache"];
-    places.iter().map(PathBuf::from).filter(|place| place.exists()).collect()
+    places.iter().filter_map(|place| std::fs::canonicalize(place).ok()).collect()
 }
 
 /// The loaders that start dynamic programs: running any program means running one of these.

@@ -26,6 +26,7 @@ pub fn attempts(log: &mut Log) {
     });
     log.tries("memory.file", || works(call(libc::SYS_memfd_create, [c"x".as_ptr() as usize, 0, 0, 0, 0])));
     log.tries("limits.raise", raise_limit);
+    log.tries("limits.threads", threads);
     log.tries("limits.of_daemon", || {
         let parent = usize::try_from(crate::daemon()).unwrap_or_default();
         let mut limit = [0_u64; 2];
@@ -89,6 +90,22 @@ pub fn attempts(log: &mut Log) {
         let letter = [b'x'];
         reaches(call(libc::SYS_ioctl, [0, libc::TIOCSTI as usize, letter.as_ptr() as usize, 0, 0]))
     });
+}
+
+/// More threads at once than any runner needs.
+fn threads() -> Outcome {
+    const MANY: usize = 300;
+    let gate = std::sync::Mutex::new(());
+    let closed = gate.lock().map_err(|error| error.to_string())?;
+    std::thread::scope(|scope| {
+        let begun = (0..MANY).map_while(|_| {
+            let waiter = std::thread::Builder::new().stack_size(64 << 10);
+            waiter.spawn_scoped(scope, || drop(gate.lock())).ok()
+        });
+        let count = begun.count();
+        drop(closed);
+        if count == MANY { Ok(format!("{count} threads")) } else { Err(format!("no more than {count}")) }
+    })
 }
 
 fn raise_limit() -> Outcome {

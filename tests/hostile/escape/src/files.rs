@@ -68,6 +68,33 @@ pub fn attempts(log: &mut Log, targets: &Targets) {
     log.tries("files.mode", || {
         outcome(fs::set_permissions(at("victim.txt"), fs::Permissions::from_mode(0o666)))
     });
+    let opens = |call_number: libc::c_long, how: usize, size: usize| {
+        let path = c_path(&at("out/acts_as_owner"));
+        let made = works(call(call_number, [libc::AT_FDCWD as usize, path.as_ptr() as usize, how, size, 0]));
+        let mode = fs::metadata(at("out/acts_as_owner")).map(|about| about.mode()).unwrap_or_default();
+        drop(fs::remove_file(at("out/acts_as_owner")));
+        made.and_then(|_| {
+            if mode & 0o6000 == 0 { Err(format!("mode {mode:o}")) } else { Ok(format!("mode {mode:o}")) }
+        })
+    };
+    const MAKE: usize = (libc::O_CREAT | libc::O_WRONLY) as usize;
+    log.tries("files.set_id", || opens(libc::SYS_openat, MAKE, 0o6777));
+    log.tries("files.set_id_by_structure", || {
+        // The kernel's `open_how`.
+        let how: [u64; 3] = [MAKE as u64, 0o6777, 0];
+        opens(libc::SYS_openat2, how.as_ptr() as usize, size_of_val(&how))
+    });
+    log.tries("files.whiteout", || {
+        const WHITEOUT: usize = 4;
+        writes(&at("out/covered"))?;
+        let (from, to) = (c_path(&at("out/covered")), c_path(&at("out/uncovered")));
+        let here = libc::AT_FDCWD as usize;
+        let moved =
+            call(libc::SYS_renameat2, [here, from.as_ptr() as usize, here, to.as_ptr() as usize, WHITEOUT]);
+        drop(fs::remove_file(at("out/covered")));
+        drop(fs::remove_file(at("out/uncovered")));
+        reaches(moved)
+    });
     log.tries("files.times", || {
         let path = c_path(&at("victim.txt"));
         reaches(call(libc::SYS_utimensat, [libc::AT_FDCWD as usize, path.as_ptr() as usize, 0, 0, 0]))
