@@ -330,3 +330,34 @@ fn junit_holds_whatever_text_there_is() {
     );
     assert_eq!(suite.test_cases[0].name.as_str(), "status");
 }
+
+#[test]
+fn a_file_for_build_servers_of_an_earlier_run_never_outlives_a_failed_one() {
+    let desk = Desk::new();
+    let tested = desk.play("stub", "mandate: {goal: g}\nexpect: {status: ok}\n", &["--junit", "junit.xml"]);
+    assert_eq!(tested.code, 0, "{}{}", tested.stdout, tested.stderr);
+    let read = || {
+        let xml = fs::read_to_string(desk.0.path().join("junit.xml")).unwrap();
+        let report = quick_junit::Report::deserialize_from_str(&xml);
+        let report = report.unwrap_or_else(|error| panic!("{error}: {xml}"));
+        (report.tests, report.errors, xml)
+    };
+    assert_eq!((read().0, read().1), (1, 0));
+    desk.file("bad.so", "no library at all");
+    let args = ["plugin", "test", "bad.so", "--scenario", "scenario.yml", "--junit", "junit.xml"];
+    let tested = desk.kairos(&args);
+    assert_eq!(tested.code, 1, "{}", tested.stderr);
+    let (tests, errors, xml) = read();
+    assert_eq!((tests, errors), (1, 1), "{xml}");
+    says(&xml, &["bad.so", "not_elf", "the plugin does not load"]);
+    let tested = desk.play("stub", "mandate: {gaol: g}\n", &["--junit", "junit.xml"]);
+    assert_eq!(tested.code, 2, "{}", tested.stderr);
+    let (tests, errors, xml) = read();
+    assert_eq!((tests, errors), (1, 1), "{xml}");
+    says(&xml, &["bad_scenario", "gaol"]);
+    // Where no file can be written, that is said along with the failure, not instead of it.
+    let tested =
+        desk.kairos(&["plugin", "test", "bad.so", "--scenario", "absent.yml", "--junit", "no/junit.xml"]);
+    assert_ne!(tested.code, 0);
+    says(&tested.stderr, &["absent.yml", "no/junit.xml is not written"]);
+}

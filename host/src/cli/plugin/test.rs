@@ -1,7 +1,7 @@
 //! `kairos plugin test`: a plugin played through scenarios, with what differs from what they expect.
 
 use std::cell::OnceCell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
@@ -11,10 +11,11 @@ use super::scenario::{self, Verdict};
 use super::{Context, find};
 use crate::boot::plugins;
 use crate::cli::output::emit;
-use crate::exit::{Failure, code};
+use crate::exit::{Failure, classify, code};
 use crate::runner::manifest::PluginFile;
 use crate::runner::{Isolation, Launcher, LoadError, PluginStore, RunnerBackend, RunnerConfig, SearchPath};
 use crate::sys::files;
+use crate::sys::sandbox::Reached;
 
 /// What to test.
 #[derive(Clone, Debug, Args)]
@@ -55,11 +56,49 @@ impl From<Apart> for Isolation {
     }
 }
 
-/// Plays all scenarios and says what differs.
+/// What came of a plugin's scenarios.
+struct Tested {
+    plugin: PluginFile,
+    reached: Option<Reached>,
+    verdicts: Vec<Verdict>,
+}
+
+/// Plays all scenarios and says what differs. The JUnit file is written whatever comes of it: one of
+/// an earlier run would speak for this one.
 ///
 /// # Errors
 /// A bad scenario: exit 2. A plugin that does not load, or something that differs: exit 1.
 pub fn run(args: &TestArgs, context: &Context) -> anyhow::Result<()> {
+    let tested = play(args, context);
+    if let Some(junit) = &args.junit {
+        let written = keep(&context.cwd.join(junit), args, &tested);
+        // Of two failures the first is what a person looks for; the other comes with it.
+        if let (Err(first), Err(second)) = (&tested, &written) {
+            let failure = classify(first);
+            let message = format!("{}\nand {} is not written: {second:#}", failure.message, junit.display());
+            return Err(Failure { message, ..failure }.into());
+        }
+        written?;
+    }
+    let Tested { plugin, reached, verdicts } = tested?;
+    let isolation = Isolation::from(args.isolation).to_string();
+    let mut view = scenario::json(&verdicts);
+    view["plugin"] = json!({"name": plugin.manifest.name, "version": plugin.manifest.version,
+        "sha256": plugin.sha256});
+    view["isolation"] = isolation.clone().into();
+    view["sandbox"] = json!(reached);
+    let level = reached.map_or(String::new(), |reached| format!(", {reached}"));
+    let head = format!("{} {}, {isolation}{level}", plugin.manifest.name, plugin.manifest.version);
+    emit(context.style, &view, |_| format!("{head}\n{}", scenario::human(&verdicts)))?;
+    if verdicts.iter().all(Verdict::passed) {
+        return Ok(());
+    }
+    let failed = verdicts.iter().filter(|verdict| !verdict.passed()).count();
+    let message = format!("{failed} of {} scenarios not as expected", verdicts.len());
+    Err(Failure::new(code::FAILED, "scenario_differs", message).into())
+}
+
+fn play(args: &TestArgs, context: &Context) -> anyhow::Result<Tested> {
     let scenarios = read_all(&args.scenarios, context)?;
     let path = find(&args.file, context).map_err(not_loaded)?;
     let dir = tempfile::tempdir()?;
@@ -86,25 +125,16 @@ pub fn run(args: &TestArgs, context: &Context) -> anyhow::Result<()> {
         let checks = scenario::judge(&scenario, &played);
         verdicts.push(Verdict { scenario, played, checks });
     }
-    if let Some(junit) = &args.junit {
-        let xml = scenario::junit(&plugin.manifest.name, &verdicts)?;
-        files::replace(&context.cwd.join(junit), xml.as_bytes(), files::SHARED)?;
-    }
-    let isolation = Isolation::from(args.isolation).to_string();
-    let mut view = scenario::json(&verdicts);
-    view["plugin"] = json!({"name": plugin.manifest.name, "version": plugin.manifest.version,
-        "sha256": plugin.sha256});
-    view["isolation"] = isolation.clone().into();
-    view["sandbox"] = json!(reached.get());
-    let level = reached.get().map_or(String::new(), |reached| format!(", {reached}"));
-    let head = format!("{} {}, {isolation}{level}", plugin.manifest.name, plugin.manifest.version);
-    emit(context.style, &view, |_| format!("{head}\n{}", scenario::human(&verdicts)))?;
-    if verdicts.iter().all(Verdict::passed) {
-        return Ok(());
-    }
-    let failed = verdicts.iter().filter(|verdict| !verdict.passed()).count();
-    let message = format!("{failed} of {} scenarios not as expected", verdicts.len());
-    Err(Failure::new(code::FAILED, "scenario_differs", message).into())
+    Ok(Tested { plugin, reached: reached.into_inner(), verdicts })
+}
+
+/// Writes the JUnit file of a test, or of what kept it from being one.
+fn keep(junit: &Path, args: &TestArgs, tested: &anyhow::Result<Tested>) -> anyhow::Result<()> {
+    let xml = match tested {
+        Ok(tested) => scenario::junit(&tested.plugin.manifest.name, &tested.verdicts)?,
+        Err(error) => scenario::junit_of_failure(&args.file.to_string_lossy(), &classify(error))?,
+    };
+    Ok(files::replace(junit, xml.as_bytes(), files::SHARED)?)
 }
 
 /// All of them, or everything that is wrong with any.

@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 pub use drive::play;
 pub use judge::judge;
 pub use read::read;
-pub use render::{Verdict, human, json, junit};
+pub use render::{Verdict, human, json, junit, junit_of_failure};
 
 /// One scenario, checked.
 #[derive(Clone, Debug)]

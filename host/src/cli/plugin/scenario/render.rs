@@ -9,6 +9,7 @@ use super::Scenario;
 use super::drive::Played;
 use super::judge::{Check, status_of};
 use crate::cli::output::printable;
+use crate::exit::Failure;
 
 /// A scenario that was played and judged.
 pub struct Verdict {
@@ -128,5 +129,24 @@ pub fn junit(plugin: &str, verdicts: &[Verdict]) -> anyhow::Result<String> {
         }
         report.add_test_suite(suite);
     }
+    Ok(report.to_string()?)
+}
+
+/// For build servers, when nothing could be played: one case that is an error, named by its code.
+///
+/// # Errors
+/// The XML cannot be written.
+pub fn junit_of_failure(plugin: &str, failure: &Failure) -> anyhow::Result<String> {
+    let plugin = for_xml(plugin);
+    let mut status = TestCaseStatus::non_success(NonSuccessKind::Error);
+    status.set_type(for_xml(&failure.code));
+    status.set_message(for_xml(&failure.message));
+    status.set_description(for_xml(&failure.to_string()));
+    let mut case = TestCase::new(for_xml(&failure.code), status);
+    case.set_classname(plugin.as_str());
+    let mut suite = TestSuite::new(plugin.as_str());
+    suite.add_test_case(case);
+    let mut report = Report::new(plugin);
+    report.add_test_suite(suite);
     Ok(report.to_string()?)
 }
