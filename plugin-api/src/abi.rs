@@ -2,10 +2,11 @@
 //! module, bytes.
 //!
 //! This module, the [`adapter`](crate::adapter) and the host's loader are the only places that
-//! name `abi_stable`. The layout below is frozen as of 1.0. It grows in one way only: a new
-//! function or method after the last one, with a default body where it is a method. Never
-//! rename, reorder or retype anything here, and never put a `cfg` on a member: cargo's feature
-//! unification would change the ABI.
+//! name `abi_stable`. The layout below is frozen as of 1.0: `abi/1.0.txt`
+//! describes it, and the test `abi_frozen` compares. It grows in one way only: a new function or
+//! method after the last one, with a default body where it is a method. Never rename, reorder or
+//! retype anything here, and never put a `cfg` on a member: cargo's feature unification would
+//! change the ABI.
 //!
 //! Payloads are JSON bytes; an error is the JSON of a [`CallError`](crate::CallError), whose
 //! code is an open-ended word.

@@ -94,6 +94,8 @@ fn main() {
 }
 
 /// The host calls something of a plugin.
+///
+/// Figure: what a call costs over a direct one; the program says whether the limit is met.
 fn into_libraries(root: &Path) -> Vec<Row> {
     const BASE: Option<&str> = Some("direct call");
     let count = AtomicU64::new(0);

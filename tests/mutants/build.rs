@@ -60,6 +60,20 @@ const RETYPED: &[Change] = &[
     ("adapter", "serde_json::from_slice(mandate.as_slice())", "serde_json::from_str(mandate.as_str())"),
 ];
 
+/// Two methods in each other's place: what was compiled against one order calls the wrong one.
+const SWAPPED: &[Change] = &[(
+    "abi",
+    "    /// Running cycles should look at `should_stop` now.
+    fn cancel(&self);
+
+    /// Nothing -> nothing: could the instance work?
+    fn probe(&self) -> Answer;
+",
+    "    fn probe(&self) -> Answer;
+    fn cancel(&self);
+",
+)];
+
 /// A method less than 1.0 has.
 const CUT: &[Change] = &[
     (
@@ -86,6 +100,7 @@ fn main() {
         "mutant-newer" => ("1.1.0", NEWER),
         "mutant-renamed" => ("1.0.0", RENAMED),
         "mutant-retyped" => ("1.0.0", RETYPED),
+        "mutant-swapped" => ("1.0.0", SWAPPED),
         "mutant-cut" => ("1.0.0", CUT),
         other => panic!("{other} has no changes"),
     };

@@ -113,6 +113,7 @@ fn changes_that_no_minor_version_may_make_are_refused_in_three_lines() {
     for (name, word) in [
         ("mutant_renamed", "at: the root module\ndifference: member manifest was expected, about found"),
         ("mutant_retyped", "vtable > run_cycle > param_1\ndifference: type RSlice"),
+        ("mutant_swapped", "vtable\ndifference: member cancel was expected, probe found"),
         ("mutant_cut", "a fixed part of members: "),
     ] {
         let error = load(name, root.path()).err().unwrap_or_else(|| panic!("{name} was taken"));

@@ -234,22 +234,54 @@ fn the_comparison_of_plugin_hosts_names_tests_that_exist() {
         let names: Vec<&str> = cell.split('`').skip(1).step_by(2).collect();
         assert!(!names.is_empty(), "{feature}: no test backs it");
         for name in names {
-            assert!(is_proof(&everything, name), "{feature}: there is no test {name}");
+            let figure = cell.contains("measured by") && is_figure(&everything, name);
+            assert!(figure || is_proof(&everything, name), "{feature}: there is no test {name}");
         }
     }
     assert!(!is_proof(&everything, "all_sources"), "what is no test proves nothing");
 }
 
-/// True for the name of a test, or of a part of a benchmark.
-fn is_proof(everything: &[(PathBuf, String)], name: &str) -> bool {
+/// The sources above each function of that name: its attributes and its text.
+fn above<'a>(text: &'a str, name: &str) -> Vec<&'a str> {
     let head = format!("fn {name}(");
-    everything.iter().any(|(path, text)| {
-        let mut found = text.match_indices(&head).map(|(at, _)| &text[..at]);
-        found.any(|before| {
-            let own = before.rsplit("\n\n").next().unwrap_or_default();
-            own.contains("test]") || own.contains("::test(") || path.iter().any(|part| part == "benches")
+    let found = text.match_indices(&head);
+    found.map(|(at, _)| text[..at].rsplit("\n\n").next().unwrap_or_default()).collect()
+}
+
+/// True for the name of a test. What is only measured proves nothing of itself: see [`is_figure`].
+fn is_proof(everything: &[(PathBuf, String)], name: &str) -> bool {
+    let is_test = |own: &&str| {
+        own.lines().any(|line| {
+            let line = line.trim();
+            line == "#[test]" || line.starts_with("#[tokio::test")
         })
-    })
+    };
+    everything.iter().any(|(_, text)| above(text, name).iter().any(is_test))
+}
+
+/// True for `bench/function` of a benchmark, when the function says that it is where a figure comes from.
+fn is_figure(everything: &[(PathBuf, String)], name: &str) -> bool {
+    let Some((bench, function)) = name.split_once('/') else { return false };
+    let file = workspace().join("tests/benches").join(format!("{bench}.rs"));
+    let source = everything.iter().find(|(path, _)| *path == file);
+    let marked = |own: &&str| own.lines().any(|line| line.trim().starts_with("/// Figure: "));
+    source.is_some_and(|(_, text)| above(text, function).iter().any(marked))
+}
+
+#[test]
+fn only_tests_are_proofs_and_only_what_is_marked_is_a_figure() {
+    let text = "/// Text.\n#[test]\nfn held() {}\n\n/// Figure: the cost.\nfn costs() {}\n\nfn helps() {}\n\n\
+                #[tokio::test(flavor = \"x\")]\nasync fn waits() {}\n\n// A #[test] of words.\nfn spoken() {}\n";
+    let bench = workspace().join("tests/benches/made_up.rs");
+    let everything = vec![(bench, text.to_owned())];
+    assert!(is_proof(&everything, "held") && is_proof(&everything, "waits"));
+    for name in ["costs", "helps", "spoken", "absent", "made_up/costs"] {
+        assert!(!is_proof(&everything, name), "{name}");
+    }
+    assert!(is_figure(&everything, "made_up/costs"));
+    for name in ["costs", "made_up/helps", "made_up/held", "other/costs", "made_up/absent"] {
+        assert!(!is_figure(&everything, name), "{name}");
+    }
 }
 
 #[test]
