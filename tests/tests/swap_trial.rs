@@ -1,5 +1,6 @@
 //! What a trial must not let pass: a version that cannot begin its cycles, one that is too dear in a
-//! short window.
+//! short window. And what must not be mistaken: a file that waits for the end of a trial for another
+//! one, the version that serves for its candidate.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![allow(clippy::disallowed_methods, reason = "a test writes plain files")]
@@ -8,8 +9,8 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use kairos_tests::Root;
 use kairos_tests::swaps::*;
+use kairos_tests::{Root, plugin};
 use serde_json::json;
 
 /// A root in workers, and the file that keeps versions in mode `breaks` from being made.
@@ -84,5 +85,41 @@ fn a_short_trial_judges_the_cost_by_the_cycles_it_has() -> Result<()> {
     run(&root, &["prompt=hello", "trap=true"])?;
     wait_states(&root, &["rolled_back", "active"])?;
     assert_eq!(serving(&root)["generation"], view["from"]);
+    Ok(())
+}
+
+#[test]
+fn a_file_that_was_replaced_by_another_plugin_while_it_waited_takes_nobodys_slot() -> Result<()> {
+    let settings = "plugins: {watch: drop}\nswap: {canary_cycles: 1000, canary_time: 1h, drain_timeout: 20s}";
+    let root = isolated("plain", settings, "process");
+    let _daemon = root.start()?;
+    root.wait_logged("plugins_watched")?;
+    let drop = root.path().join("drop");
+    let view = swapped(&root, &trusted(&root, "b"));
+    fs::rename(trusted(&root, "c"), drop.join("x.so"))?;
+    root.wait_logged("watched_file_waits")?;
+    let other = root.aside().join("other.so");
+    fs::copy(plugin("stub"), &other)?;
+    trust(&root, &other);
+    fs::rename(&other, drop.join("x.so"))?;
+    root.wait_logged("watched_file_of_nobody")?;
+    root.json(&["plugin", "rollback", "v"]);
+    root.wait_logged("watched_file_superseded")?;
+    assert_eq!(serving(&root)["generation"], view["from"]);
+    assert_eq!(states(&root), ["rolled_back", "active"]);
+    assert!(root.logged("watched_file_swaps").is_empty());
+    Ok(())
+}
+
+#[test]
+fn a_version_in_service_that_does_not_export_its_state_is_blamed_itself() -> Result<()> {
+    let settings = "swap: {shadow_deadline: 2s, canary_cycles: 0, drain_timeout: 20s}";
+    let root = isolated("hangs-export", settings, "process");
+    let _daemon = root.start()?;
+    run(&root, &[])?;
+    let ran = swap(&root, &trusted(&root, "b"));
+    assert!(ran.code == 1 && ran.stderr.contains("export_failed"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("of the version that serves gave no answer"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("--cold"), "{}", ran.stderr);
     Ok(())
 }

@@ -103,7 +103,7 @@ impl Daemon {
         prepare_dirs(&settings.paths)?;
         let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy);
         let log = log(&settings, &clock);
-        let (store, recovered) = open(&settings, &log, started, daemon).await?;
+        let (store, mut recovered) = open(&settings, &log, started, daemon).await?;
         let shared: Arc<dyn Store> = Arc::new(store.clone());
         let wallet = Arc::new(wallet(&settings)?);
         let brokers = brokers(&settings, &env, &shared, &clock, &entropy, &wallet)?;
@@ -118,7 +118,7 @@ impl Daemon {
         };
         let Works { chronos, dispatch, swaps, mailbox, inbox, vitals, ticks } =
             Works::new(&settings, parts, &store, &entropy);
-        swaps.resume(open).await;
+        swaps.resume(open, recovered.as_mut()).await;
         let (heartbeat_interval, interval) = watch::channel(settings.config.heartbeat_interval);
         let heartbeat = Arc::new(Heartbeat::new(&settings.paths.heartbeat_json, Arc::clone(&clock)));
         let office = Arc::new(Office::new(office::Parts {

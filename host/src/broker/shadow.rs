@@ -51,6 +51,14 @@ impl Effects {
     }
 }
 
+/// What a recorded cycle booked by itself.
+#[must_use]
+pub fn told_then(cycle: &RecordedCycle) -> Usage {
+    let of = |step: &StepRow| Usage::deserialize(step.result.as_ref()?).ok();
+    let told = cycle.steps.iter().filter(|step| step.kind == StepKind::Answer && step.name == method::USAGE);
+    told.filter_map(of).fold(Usage::ZERO, Usage::plus)
+}
+
 /// What a candidate did so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ShadowSeen {
@@ -60,6 +68,8 @@ pub struct ShadowSeen {
     pub unmatched: Option<String>,
     /// Usage of the answers that it got.
     pub metered: Usage,
+    /// Usage that it booked by itself.
+    pub told: Usage,
 }
 
 /// A recorded answer and what it was an answer to.
@@ -158,10 +168,14 @@ impl ShadowHost {
     }
 
     fn answer(&self, call: &str, request: &Value) -> Result<Value, CallError> {
-        if call == method::USAGE || call == method::PROGRESS {
+        if call == method::PROGRESS {
             return Ok(json!({}));
         }
         let mut live = self.live();
+        if call == method::USAGE {
+            live.seen.told = live.seen.told.plus(Usage::deserialize(request)?);
+            return Ok(json!({}));
+        }
         if let Some(what) = &live.seen.unmatched {
             return Err(CallError::new(code::STOPPED, format!("nothing recorded answers {what}")));
         }

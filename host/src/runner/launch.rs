@@ -178,12 +178,13 @@ impl Launcher {
     /// `untrusted`, or a code that says what is wrong with its signature: the file may not run where
     /// the operator said, or nowhere. `isolation_unavailable`.
     pub fn isolation_for(&self, config: &RunnerConfig, plugin: &PluginFile) -> Result<Isolation, LoadError> {
-        let named = |error| match (error, &plugin.origin) {
-            // A candidate of a swap is another file than the configured one.
-            (LoadError::Untrusted { isolation, why, .. }, Some(origin)) => {
-                LoadError::Untrusted { plugin: origin.display().to_string(), isolation, why }
+        let named = |error| match error {
+            // A candidate of a swap, or what was swapped in, is another file than the configured one.
+            LoadError::Untrusted { isolation, why, .. } => {
+                let file = plugin.origin.clone().unwrap_or_else(|| self.store.path_of(&plugin.sha256));
+                LoadError::Untrusted { plugin: file.display().to_string(), isolation, why }
             }
-            (error, _) => error,
+            error => error,
         };
         let isolation = decide(config, &self.trust(plugin), self.workers.is_some()).map_err(named)?;
         if isolation == Isolation::InProcess || self.workers.is_some() {

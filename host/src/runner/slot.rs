@@ -329,12 +329,28 @@ impl Runners {
             plugin: slot.config.as_ref().map(|config| config.plugin.clone()),
             identity: slot.current.as_ref().ok().map(|current| current.identity().clone()),
             isolation: slot.current.as_ref().ok().map(|current| current.backend().isolation()),
-            error: slot.current.as_ref().err().map(RunnerStatusError::from),
+            error: slot.current.as_ref().err().map(|error| self.empty(name, error)),
             sandbox: sandbox_of(slot),
             held: slot.held.clone(),
             not_taken: slot.not_taken.clone(),
         };
         self.read().iter().map(status).collect()
+    }
+
+    /// Why a slot is empty. What was swapped in need not be mended to be rid of it.
+    fn empty(&self, name: &str, error: &LoadError) -> RunnerStatusError {
+        let mut told = RunnerStatusError::from(error);
+        let swapped_in = {
+            let pins = self.pins.read().unwrap_or_else(PoisonError::into_inner);
+            pins.swapped_in(name).map(ToOwned::to_owned)
+        };
+        if let Some(sha256) = swapped_in {
+            let short: String = sha256.chars().take(12).collect();
+            told.message = format!("version {short}, which was swapped in: {}", told.message);
+            told.remedy =
+                format!("{}; or `kairos plugin rollback {name}`, or swap another file in", told.remedy);
+        }
+        told
     }
 
     /// Runners that are not there, or confined less than they could be: each with why, for people.

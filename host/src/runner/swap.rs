@@ -458,6 +458,12 @@ impl Pins {
         self.barred.get(name).is_some_and(|barred| barred.contains(sha256))
     }
 
+    /// What a swap has put there, where that is something else than the configured file.
+    pub(super) fn swapped_in(&self, name: &str) -> Option<&str> {
+        let pin = self.serves.get(name)?;
+        (pin.configured.as_ref() != Some(&pin.sha256)).then_some(&pin.sha256)
+    }
+
     /// The pin that counts when the configuration names that file.
     fn pin(&self, name: &str, configured: Option<&str>) -> Option<&Pin> {
         let barred = configured.is_some_and(|sha256| self.bars(name, sha256));

@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::{Pending, Result, StepRow};
 use crate::domain::generation::{GenerationEvent, GenerationState};
 use crate::domain::handover::HandOver;
+use crate::domain::mandate::CycleStatus;
 
 /// Recorded cycles that are kept of each runner; older ones are forgotten with each that comes.
 pub const RECENT_MAX: usize = 64;
@@ -164,6 +165,15 @@ pub struct RecordedCycle {
     pub usage: Usage,
 }
 
+/// How a cycle of a generation ended, for the books of its trial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndedCycle {
+    /// How.
+    pub status: CycleStatus,
+    /// What its attempt used.
+    pub usage: Usage,
+}
+
 /// The part of the store that runners' generations live in. As for the other requests: any thread,
 /// one short transaction each.
 pub trait GenerationStore: Send + Sync + 'static {
@@ -184,6 +194,9 @@ pub trait GenerationStore: Send + Sync + 'static {
     fn generations(&self, runner: Option<&str>, limit: usize) -> Result<Vec<GenerationRow>>;
     /// The last cycles of a runner that ended with a report, newest first.
     fn recent_cycles(&self, runner: &str, limit: usize) -> Result<Vec<RecordedCycle>>;
+    /// The attempts that a generation began in a slot since that time and that have ended, in their
+    /// order. Reads every cycle there is.
+    fn ended_cycles(&self, runner: &str, sha256: &str, since: DateTime<Utc>) -> Result<Vec<EndedCycle>>;
     /// Every generation that an open mandate or a slot may still need, and the last few of each slot.
     fn needed_generations(&self) -> Result<Vec<String>>;
 }

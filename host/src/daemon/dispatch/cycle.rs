@@ -14,7 +14,7 @@ use super::conclude::{Outcome, Seen, Stops, Verdict, conclude};
 use super::host_calls::CycleHost;
 use super::ports::{OnTrial, Services, TrialCycle};
 use super::slots::{HoldKind, Running};
-use super::{Inner, OnLogError};
+use super::{Dispatch, Inner, OnLogError};
 use crate::broker::Settling;
 use crate::domain::mandate::{CycleEnd, MandateState};
 use crate::runner::{Death, Generation, RunnerError};
@@ -87,6 +87,20 @@ impl Drop for Registered<'_> {
         table.last_cycle_at = Some(now);
         drop(table);
         self.inner.touch();
+    }
+}
+
+impl Dispatch {
+    /// Queues a cycle afresh that recovery handed back, of a version that was rolled back meanwhile.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn run_again(&self, cycle: &ClaimedCycle, why: String) -> store::Result<()> {
+        let verdict = Verdict { end: CycleEnd::RolledBack, reason: None, error: Some(why) };
+        let ran = Ran { verdict, report: None, services: None };
+        let finished = self.0.parts.store.finish(self.0.end_of(cycle, &ran)).await?;
+        announce(cycle, &ran.verdict, &finished);
+        Ok(())
     }
 }
 
@@ -396,13 +410,25 @@ impl Inner {
         ran: &Ran,
         chain: bool,
     ) -> Result<Finished, Unrecorded> {
+        let request = self.end_of(cycle, ran);
+        self.record(running, || {
+            let now = self.parts.clock.now();
+            let claim = (chain && self.may_chain()).then(|| self.claim_request(1));
+            let day = self.parts.wallet.day(now);
+            self.parts.store.finish(FinishRequest { now, day, claim, ..request.clone() })
+        })
+        .await
+    }
+
+    /// The end of a cycle, to be recorded.
+    fn end_of(&self, cycle: &ClaimedCycle, ran: &Ran) -> FinishRequest {
         let end = ran.verdict.end;
         // What a re-run will do again must not have landed yet.
         let lands = matches!(end, CycleEnd::Done | CycleEnd::More | CycleEnd::Checkpoint);
         let services = ran.services.as_deref();
         let schedule = cycle.mandate.schedule.as_deref();
         let side = self.schedules.get().and_then(std::sync::Weak::upgrade);
-        let request = FinishRequest {
+        FinishRequest {
             mandate: cycle.mandate.id.clone(),
             cycle: cycle.mandate.cycle,
             attempt: cycle.mandate.attempt,
@@ -418,14 +444,7 @@ impl Inner {
             state_puts: services.filter(|_| lands).map(Services::state_puts).unwrap_or_default(),
             pause_after_failures: side.zip(schedule).and_then(|(side, name)| side.failure_limit(name)),
             claim: None,
-        };
-        self.record(running, || {
-            let now = self.parts.clock.now();
-            let claim = (chain && self.may_chain()).then(|| self.claim_request(1));
-            let day = self.parts.wallet.day(now);
-            self.parts.store.finish(FinishRequest { now, day, claim, ..request.clone() })
-        })
-        .await
+        }
     }
 
     /// Whether a finish may start the next cycle in this slot.

@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use super::Settings;
 use crate::daemon::dispatch::Verdict;
-use crate::domain::mandate::CycleEnd;
-use crate::store::RecordedCycle;
+use crate::domain::mandate::{CycleEnd, CycleStatus};
+use crate::store::{EndedCycle, RecordedCycle};
 
 /// One in billionths.
 const ONE: u128 = 1_000_000_000;
@@ -90,6 +90,25 @@ impl Counters {
             cost_nano_usd: sum.cost_nano_usd.div_ceil(count),
         });
         Self { baseline, ..Self::default() }
+    }
+
+    /// The books of a trial that goes on after a start, and what they say by now.
+    #[must_use]
+    pub fn of(recorded: &[RecordedCycle], ended: &[EndedCycle], settings: &Settings) -> (Self, Decision) {
+        let mut counters = Self::new(recorded);
+        let mut decision = Decision::GoOn;
+        for cycle in ended {
+            let counts = match cycle.status {
+                CycleStatus::Ok | CycleStatus::Paused => Counts::Well,
+                CycleStatus::Error => Counts::Error,
+                CycleStatus::Interrupted | CycleStatus::RolledBack => Counts::Nothing,
+            };
+            decision = counters.book(counts, cycle.usage, settings);
+            if let Decision::RollBack(_) = decision {
+                break;
+            }
+        }
+        (counters, decision)
     }
 
     /// Books the end of a cycle.

@@ -13,6 +13,7 @@
 
 mod canary;
 mod halt;
+mod handover;
 mod pipeline;
 pub mod shadow;
 mod start;
@@ -190,6 +191,21 @@ impl Swaps {
             source: pipeline::Source::File(request.file),
             origin: Some(source.clone()),
             cold: request.cold,
+            exactly: None,
+            back: None,
+        };
+        self.0.begin(plan, source)
+    }
+
+    /// As [`Swaps::start`], of a file whose content somebody has looked at: of no other.
+    fn start_exactly(&self, runner: &str, file: PathBuf, sha256: String) -> Result<SwapView, Refusal> {
+        let source = file.display().to_string();
+        let plan = pipeline::Plan {
+            runner: runner.to_owned(),
+            source: pipeline::Source::File(file),
+            origin: Some(source.clone()),
+            cold: false,
+            exactly: Some(sha256),
             back: None,
         };
         self.0.begin(plan, source)
@@ -213,6 +229,7 @@ impl Swaps {
             source: pipeline::Source::Kept(before.life.sha256.clone()),
             origin: before.life.source.clone(),
             cold: false,
+            exactly: None,
             back: Some(who.to_owned()),
         };
         self.0.begin(plan, before.life.sha256)
@@ -377,11 +394,15 @@ impl Inner {
         let (generations, name) = (Arc::clone(&self.parts.generations), runner.to_owned());
         let read = tokio::task::spawn_blocking(move || generations.generations(Some(&name), 0)).await;
         let rows = read.unwrap_or(Err(crate::store::Error::Closed))?;
-        let serves = serves.map_err(Refusal::from)?;
-        let sha256 = &serves.identity().generation;
+        // Of an empty slot: what would serve it if that could be had.
+        let sha256 = match serves {
+            Ok(serves) => Some(serves.identity().generation.clone()),
+            Err(error @ crate::runner::LoadError::UnknownRunner(_)) => return Err(error.into()),
+            Err(_) => rows.iter().find(|row| row.state == S::Active).map(|row| row.life.sha256.clone()),
+        };
         let served = |row: &GenerationRow| {
-            matches!(row.state, S::Retired | S::Draining)
-                && row.life.sha256 != *sha256
+            matches!(row.state, S::Retired | S::Draining | S::Standby)
+                && Some(&row.life.sha256) != sha256.as_ref()
                 && row.trail.iter().any(|entry| entry.state == S::Active)
         };
         rows.into_iter().find(served).ok_or_else(|| {

@@ -13,11 +13,11 @@ use super::start::is_judgement;
 use super::trial::Trial;
 use super::view::{Refusal, Stage, SwapView};
 use super::{Inner, Settings, end, enter, make_way, on_thread, shadow, show};
-use crate::domain::generation::GenerationEvent;
+use crate::domain::generation::{GenerationEvent, GenerationState};
 use crate::domain::handover::HandOver;
 use crate::runner::manifest::fingerprint;
-use crate::runner::{Generation, Isolation, LoadError, Pace, Pin, PluginFile, RunnerConfig, RunnerError};
-use crate::store::{self, GenerationMove, Life, NewRefusal, Refused};
+use crate::runner::{Generation, Isolation, LoadError, Pace, Pin, PluginFile, RunnerConfig};
+use crate::store::{self, GenerationMove, GenerationRow, Life, NewRefusal, Refused};
 
 /// Longest time that a call on a trial in the background has: below what its worker has to answer,
 /// so that lateness is never taken for a crash.
@@ -41,21 +41,25 @@ pub(super) struct Plan {
     pub origin: Option<String>,
     /// Without the state of the version that serves.
     pub cold: bool,
+    /// The candidate must have this sha256: that of the content that somebody has looked at.
+    pub exactly: Option<String>,
     /// It has served before: it is probed and serves, without replay and trial. Says who wants that.
     pub back: Option<String>,
 }
 
 /// Everything that is known of a swap under way.
-struct Swap {
-    plan: Plan,
-    view: Arc<watch::Sender<SwapView>>,
-    settings: Settings,
-    config: RunnerConfig,
-    serves: Arc<Generation>,
-    configured: Option<String>,
+pub(super) struct Swap {
+    pub plan: Plan,
+    pub view: Arc<watch::Sender<SwapView>>,
+    pub settings: Settings,
+    pub config: RunnerConfig,
+    /// None while nothing can be had for the slot: then there is nothing to take over from, and nothing
+    /// that could stand by.
+    pub serves: Option<Arc<Generation>>,
+    pub configured: Option<String>,
     /// The candidate's.
-    isolation: Isolation,
-    halts: Halts,
+    pub isolation: Isolation,
+    pub halts: Halts,
 }
 
 /// The candidate's row in the store, once it has one.
@@ -94,13 +98,10 @@ impl Inner {
             let message = format!("runner {} is part of this program", plan.runner);
             Refusal::new("not_a_plugin", message).remedy("only runners from plugin files can be swapped")
         })?;
-        let serves = self.parts.runners.current(&plan.runner).map_err(|error| {
-            Refusal::from(error)
-                .remedy("mend the configured plugin first; there is nothing to take over from")
-        })?;
+        let serves = self.parts.runners.current(&plan.runner).ok();
         let (view, halts) = self.register(&plan.runner, source)?;
         let registered = Registered { inner: Arc::clone(self), runner: plan.runner.clone() };
-        show(&view, |seen| seen.from = Some(serves.identity().generation.clone()));
+        show(&view, |seen| seen.from = serves.as_ref().map(|serves| serves.identity().generation.clone()));
         let seen = view.borrow().clone();
         let settings = self.settings();
         let (configured, isolation) = (None, Isolation::Sandbox);
@@ -219,7 +220,8 @@ impl Inner {
     /// Reads the file, checks it as far as that goes without running it, and keeps it.
     async fn keep(&self, swap: &mut Swap) -> Result<PluginFile, Refusal> {
         let (runners, source) = (Arc::clone(&self.parts.runners), swap.plan.source.clone());
-        let (config, view) = (swap.config.clone(), Arc::clone(&swap.view));
+        let (config, view, exactly) =
+            (swap.config.clone(), Arc::clone(&swap.view), swap.plan.exactly.clone());
         let read = tokio::task::spawn_blocking(move || {
             make_way();
             let plugin = match &source {
@@ -231,6 +233,9 @@ impl Inner {
                 seen.name = Some(plugin.manifest.name.clone());
                 seen.version = Some(plugin.manifest.version.clone());
             });
+            if exactly.is_some_and(|sha256| sha256 != plugin.sha256) {
+                return Err(LoadError::Changed { path: plugin.origin.unwrap_or_default() });
+            }
             // Before anything of it runs: whether it may, where the operator wants it to.
             let isolation = runners.isolation_for(&config, &plugin)?;
             runners.keep(&plugin)?;
@@ -241,7 +246,7 @@ impl Inner {
             .map_err(|panic| Refusal::new("panic", format!("the file's reader failed: {panic}")))??;
         swap.configured = configured;
         swap.isolation = isolation;
-        if plugin.sha256 == swap.serves.identity().generation {
+        if swap.serves.as_ref().is_some_and(|serves| serves.identity().generation == plugin.sha256) {
             let message = format!("runner {} is served by this very file already", swap.plan.runner);
             return Err(Refusal::new("already_active", message));
         }
@@ -249,10 +254,8 @@ impl Inner {
     }
 
     /// Rows for the version that serves and for the candidate.
-    async fn record(&self, swap: &Swap, plugin: &PluginFile) -> Result<(i64, i64), Refusal> {
+    async fn record(&self, swap: &Swap, plugin: &PluginFile) -> Result<(Option<i64>, i64), Refusal> {
         let at = self.parts.clock.now();
-        let serves_in = swap.serves.isolation().to_string();
-        let identity = swap.serves.identity();
         let new = |sha256: &str, name: &str, version: &str, abi: &str, isolation: String| Life {
             runner: swap.plan.runner.clone(),
             sha256: sha256.to_owned(),
@@ -264,8 +267,18 @@ impl Inner {
             configured: swap.configured.clone(),
             source: None,
         };
-        let old = new(&identity.generation, &identity.name, &identity.version, &identity.abi, serves_in);
-        let old = self.parts.generations.adopt_generation(old, "configured".to_owned(), at).await?;
+        let old = match &swap.serves {
+            Some(serves) => {
+                let (identity, isolation) = (serves.identity(), serves.isolation().to_string());
+                let old =
+                    new(&identity.generation, &identity.name, &identity.version, &identity.abi, isolation);
+                Some(self.parts.generations.adopt_generation(old, "configured".to_owned(), at).await?)
+            }
+            None => self.should_serve(&swap.plan.runner).await?.map(|row| {
+                show(&swap.view, |seen| seen.from = Some(row.life.sha256));
+                row.n
+            }),
+        };
         let swap_id = Some(swap.view.borrow().id.clone());
         let manifest = &plugin.manifest;
         let next =
@@ -274,6 +287,14 @@ impl Inner {
         let next = Life { swap: swap_id, source, ..next };
         let next = self.parts.generations.add_generation(next, at).await?;
         Ok((old, next))
+    }
+
+    /// The version that an empty slot is for.
+    async fn should_serve(&self, runner: &str) -> Result<Option<GenerationRow>, Refusal> {
+        let (generations, name) = (Arc::clone(&self.parts.generations), runner.to_owned());
+        let read = tokio::task::spawn_blocking(move || generations.generations(Some(&name), 0)).await;
+        let rows = read.unwrap_or(Err(crate::store::Error::Closed))?;
+        Ok(rows.into_iter().find(|row| row.state == GenerationState::Active))
     }
 
     /// Probe and shadow: what an instance that never serves can tell of it. `probed` becomes true
@@ -365,63 +386,6 @@ impl Inner {
         on_thread("load", swap.settings.shadow_deadline, &*self.parts.clock, work).await?
     }
 
-    /// Hands the states of all instances over at a cycle boundary, if there are any. New cycles wait
-    /// from then until the guard goes, so that nothing is forgotten between export and flip.
-    async fn hand_over<'a>(
-        &'a self,
-        swap: &'a Swap,
-        plugin: &PluginFile,
-        ready: &Arc<Generation>,
-    ) -> Result<(Option<Held<'a>>, Option<HandOver>), Refusal> {
-        let told = |what: &str| show(&swap.view, |seen| seen.handover = Some(what.to_owned()));
-        if swap.plan.cold {
-            told("cold");
-            return Ok((None, None));
-        }
-        let listed = self.schemas_of(&swap.serves).await;
-        // What keeps no state says so in its manifest, and nobody waits for it.
-        if listed.as_ref().is_some_and(Vec::is_empty) {
-            told("none");
-            return Ok((None, None));
-        }
-        let runner = swap.plan.runner.as_str();
-        let limit = swap.settings.shadow_deadline;
-        // What takes time is done while cycles still begin.
-        let (next, count) = (Arc::clone(ready), swap.serves.instances());
-        let warm = on_thread("load", limit, &*self.parts.clock, move || next.warm(count));
-        swap.halts.or(warm).await?.map_err(|error| state_error("import_failed", &error))?;
-        let limit = swap.settings.drain_timeout;
-        let why = format!(
-            "new cycles wait while swap {} hands the state over, once the running ones have ended; since {}, \
-             for {} s at most (swap.drain_timeout); `kairos plugin swap {runner} --abort` gives it up",
-            swap.view.borrow().id,
-            self.parts.clock.now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
-            limit.as_secs_f64()
-        );
-        let held = self.held(runner, why);
-        let idle = async { Ok(self.parts.dispatch.runner_idle(runner, limit).await) };
-        if !swap.halts.or(idle).await? {
-            let message = format!("its cycles did not come to a boundary within {} s", limit.as_secs_f64());
-            let remedy = "try again later, raise swap.drain_timeout, or begin without the state: --cold";
-            return Err(Refusal::new("no_boundary", message).remedy(remedy));
-        }
-        let limit = swap.settings.shadow_deadline;
-        let serves = Arc::clone(&swap.serves);
-        let exported = on_thread("export_state", limit, &*self.parts.clock, move || serves.hand_over());
-        let states = exported.await?.map_err(|error| state_error("export_failed", &error))?;
-        readable(swap, &states, listed.as_deref(), &plugin.manifest.states)?;
-        // On the way back: better without the newer states than not at all.
-        let states = states.read_by(&plugin.manifest.states);
-        let (next, given) = (Arc::clone(ready), states.clone());
-        let imported = on_thread("import_state", limit, &*self.parts.clock, move || next.take_over(given));
-        imported.await?.map_err(|error| state_error("import_failed", &error))?;
-        let aside = states.0.iter().filter(|state| state.aside).count();
-        let told_as = states.told();
-        tracing::info!(runner, states = told_as, aside, "runner_state_handed_over");
-        told(if swap.plan.back.is_some() && told_as == "none" && aside > 0 { "cold" } else { &told_as });
-        Ok((Some(held), Some(states)))
-    }
-
     /// Whether the entry and the trust are still those that the candidate was made ready for: cycles
     /// may have been waited for meanwhile.
     async fn still_wanted(&self, swap: &Swap, plugin: &Arc<PluginFile>) -> Result<(), Refusal> {
@@ -445,69 +409,53 @@ impl Inner {
         held
     }
 
-    /// The schemas that a version lists; none when its file cannot be read any more.
-    pub(super) async fn schemas_of(&self, generation: &Generation) -> Option<Vec<String>> {
-        let (runners, sha256) = (Arc::clone(&self.parts.runners), generation.identity().generation.clone());
-        let read =
-            tokio::task::spawn_blocking(move || runners.kept(&sha256).map(|plugin| plugin.manifest.states));
-        read.await.ok()?.ok()
-    }
-
     /// The commit, then the flip: from here on the candidate serves.
     async fn flip(
         self: &Arc<Self>,
         swap: &Swap,
-        (old, next): (i64, i64),
+        (old, next): (Option<i64>, i64),
         ready: Arc<Generation>,
         handover: Option<HandOver>,
     ) -> Result<(), Refusal> {
         use GenerationEvent as E;
         let runner = swap.plan.runner.as_str();
         let back = swap.plan.back.as_deref();
-        let on_trial = swap.settings.canary_cycles > 0 && back.is_none();
-        let leaves = if back.is_some() {
-            E::RollBack
-        } else if on_trial {
-            E::StandBack
-        } else {
-            E::Drain
+        // What nothing stands by for cannot be on trial.
+        let former = old.zip(swap.serves.clone());
+        let on_trial = former.filter(|_| swap.settings.canary_cycles > 0 && back.is_none());
+        let leaves = match (back, &on_trial) {
+            (Some(_), _) => E::RollBack,
+            (None, Some(_)) => E::StandBack,
+            (None, None) => E::Drain,
         };
         let reason = back.map(ToOwned::to_owned);
         let returns = back.map(|who| format!("the version after it was {who}"));
-        let activate =
-            GenerationMove { canary: on_trial, handover, ..GenerationMove::new(next, E::Activate, returns) };
-        let moves = vec![activate, GenerationMove::new(old, leaves, reason)];
+        let canary = on_trial.is_some();
+        let activate = GenerationMove { canary, handover, ..GenerationMove::new(next, E::Activate, returns) };
+        let mut moves = vec![activate];
+        moves.extend(old.map(|old| GenerationMove::new(old, leaves, reason)));
         let baseline =
-            if on_trial { self.recorded(runner, crate::store::RECENT_MAX).await? } else { Vec::new() };
+            if canary { self.recorded(runner, crate::store::RECENT_MAX).await? } else { Vec::new() };
         self.parts.generations.move_generations(moves, self.parts.clock.now()).await?;
-        let from = swap.serves.identity().generation.as_str();
-        let to = &ready.identity().generation;
-        let pin = (swap.configured.as_ref() != Some(to))
-            .then(|| Pin { sha256: to.clone(), configured: swap.configured.clone() });
-        let trial = on_trial.then(|| {
-            Trial::new(
-                Arc::clone(&swap.view),
-                &swap.settings,
-                &baseline,
-                (old, next),
-                (Arc::clone(&swap.serves), swap.config.clone()),
-            )
+        let trial = on_trial.map(|(old, former)| {
+            let former = (former, swap.config.clone());
+            Trial::new(Arc::clone(&swap.view), &swap.settings, &baseline, (old, next), former)
         });
+        let to = &ready.identity().generation;
         self.forget_rolled_back(runner, to);
         if let Some(trial) = &trial {
             // Before the first cycle can end on it.
             self.table().trials.insert(runner.to_owned(), Arc::clone(trial));
         }
-        let flipped =
-            self.parts.runners.flip(runner, &swap.serves, Arc::clone(&ready), pin, &*self.parts.clock);
-        let former = match flipped {
+        let former = match self.take_slot(swap, &ready) {
             Ok(former) => former,
             Err(error) => {
                 self.table().trials.remove(runner);
                 return Err(self.take_back((old, next), leaves, error.into()).await);
             }
         };
-        if back.is_some() {
+        let from = swap.view.borrow().from.clone();
+        if let (Some(from), Some(_)) = (&from, back) {
             self.parts.runners.bar(runner, from);
         }
         self.parts.dispatch.runner_replaced(runner);
@@ -516,20 +464,47 @@ impl Inner {
         if let Some(trial) = trial {
             enter(&view, Stage::Canary, &*self.parts.clock);
             self.watch_trial(trial);
-        } else {
-            enter(&view, Stage::Drain, &*self.parts.clock);
-            let row = back.is_none().then_some(old);
-            self.spawn_drain(runner.to_owned(), former, row, Some(view), &swap.settings);
+            return Ok(());
+        }
+        enter(&view, Stage::Drain, &*self.parts.clock);
+        let row = old.filter(|_| back.is_none());
+        match former {
+            Some(former) => self.spawn_drain(runner.to_owned(), former, row, Some(view), &swap.settings),
+            None => {
+                if let Some(row) = row {
+                    // Should it fail, the next start ends what drains.
+                    let _ = self.moved(row, E::Drained).await;
+                }
+                enter(&view, Stage::Done, &*self.parts.clock);
+            }
         }
         Ok(())
     }
 
+    /// Puts the candidate in the slot: what served until then.
+    fn take_slot(&self, swap: &Swap, ready: &Arc<Generation>) -> Result<Option<Arc<Generation>>, LoadError> {
+        let (runners, runner) = (&self.parts.runners, swap.plan.runner.as_str());
+        let pin = Pin { sha256: ready.identity().generation.clone(), configured: swap.configured.clone() };
+        match &swap.serves {
+            Some(serves) => {
+                let pin = (pin.configured.as_ref() != Some(&pin.sha256)).then_some(pin);
+                runners.flip(runner, serves, Arc::clone(ready), pin, &*self.parts.clock).map(Some)
+            }
+            None => runners.fill(runner, None, Ok(Arc::clone(ready)), pin).map(|()| None),
+        }
+    }
+
     /// The slot got another generation while the flip was committed: a reload. The store must say
     /// again what is true; the next start or reload adopts what serves then.
-    async fn take_back(&self, (old, next): (i64, i64), left: GenerationEvent, why: Refusal) -> Refusal {
+    async fn take_back(
+        &self,
+        (old, next): (Option<i64>, i64),
+        left: GenerationEvent,
+        why: Refusal,
+    ) -> Refusal {
         use GenerationEvent as E;
         let mut moves = vec![GenerationMove::new(next, E::RollBack, Some(why.message.clone()))];
-        if left != E::RollBack {
+        if let Some(old) = old.filter(|_| left != E::RollBack) {
             moves.push(GenerationMove::new(old, E::Activate, None));
         }
         if let Err(error) = self.parts.generations.move_generations(moves, self.parts.clock.now()).await {
@@ -546,37 +521,4 @@ impl Inner {
 
 fn came_between() -> Refusal {
     Refusal::new("conflict", "the runner was configured anew while it was swapped").remedy("try again")
-}
-
-/// Whether the states are of schemas that both versions list: the one that `wrote` them, where it
-/// is known what it lists, and the one that `reads` them.
-fn readable(
-    swap: &Swap,
-    states: &HandOver,
-    wrote: Option<&[String]>,
-    reads: &[String],
-) -> Result<(), Refusal> {
-    if let Some(state) = wrote.and_then(|wrote| states.unreadable(wrote)) {
-        let message = format!(
-            "the version that serves exported state of schema {:?}, which its manifest does not list",
-            state.state.schema
-        );
-        return Err(Refusal::new("export_failed", message).remedy("begin without the state: --cold"));
-    }
-    match states.unreadable(reads).filter(|_| swap.plan.back.is_none()) {
-        None => Ok(()),
-        Some(state) => {
-            let message = format!(
-                "the version that serves keeps state of schema {:?}\nthe candidate reads {reads:?}",
-                state.state.schema
-            );
-            let remedy = "list the schema in the candidate's manifest, or begin without the state: --cold";
-            Err(Refusal::new("state_unreadable", message).remedy(remedy))
-        }
-    }
-}
-
-fn state_error(code: &str, error: &RunnerError) -> Refusal {
-    Refusal::new(code, format!("its state could not be handed over: {error}"))
-        .remedy("begin without the state: --cold")
 }

@@ -10,12 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::TimeDelta;
-use kairos_plugin_api::{CallError, Report};
+use kairos_plugin_api::{CallError, Report, Usage};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::view::Refusal;
-use crate::broker::shadow::{Effects, ShadowHost, ShadowSeen};
+use crate::broker::shadow::{Effects, ShadowHost, ShadowSeen, told_then};
 use crate::runner::{Generation, RunnerError};
 use crate::store::RecordedCycle;
 use crate::sys::clock::Clock;
@@ -229,9 +229,13 @@ fn compare(
     found.compare("llm_calls", json!(effects.llm), json!(asked.llm));
     found.compare("tool_calls", json!(effects.tool), json!(asked.tool));
     found.compare("proposals", json!(effects.propose), json!(asked.propose));
-    let beyond = report.usage().minus(then.usage());
-    if !beyond.is_zero() {
-        found.add("claims", json!(then.usage()), json!(report.usage()));
+    // What a cycle counts: the calls that the host made, and what it claims beyond them, in its report
+    // or on the way.
+    let counted =
+        |told: Usage, report: &Report| seen.metered.plus(told.max(report.usage().minus(seen.metered)));
+    let (claimed, claims) = (counted(told_then(cycle), then), counted(seen.told, &report));
+    if !claims.minus(claimed).is_zero() {
+        found.add("claims", json!(claimed), json!(claims));
     }
     let outcome = if found.0.is_empty() { Shadowed::Same } else { Shadowed::Differs };
     (outcome, found.0)
@@ -261,7 +265,7 @@ mod tests {
     use crate::runner::Builtin;
     use crate::store::{StepKind, StepRow, StepState};
     use crate::sys::clock::SystemClock;
-    use kairos_plugin_api::{Context, LlmRequest, Mandate, Usage};
+    use kairos_plugin_api::{Context, LlmRequest, Mandate};
     use std::collections::HashMap;
 
     const PATIENCE: Duration = Duration::from_secs(20);
@@ -337,6 +341,24 @@ mod tests {
         }
         let report = on(vec![recorded(0, Report::ok())], PATIENCE, 0, move |_, _| Ok(claims.clone())).await;
         assert_eq!(report.cycles[0].differences[0].what, "claims");
+        let tells = |times| {
+            move |_: &Mandate, ctx: &Context| {
+                (0..times).try_for_each(|_| ctx.usage(Usage { llm_calls: 250, ..Usage::ZERO }))?;
+                Ok(Report::ok())
+            }
+        };
+        let report = on(vec![recorded(0, Report::ok())], PATIENCE, 0, tells(2)).await;
+        assert_eq!(report.cycles[0].differences[0].what, "claims");
+        assert_eq!(report.cycles[0].differences[0].got["llm_calls"], 500);
+        let mut then = recorded(1, Report::ok());
+        then.steps[0] = StepRow {
+            kind: StepKind::Answer,
+            name: "usage".into(),
+            result: Some(json!(Usage { llm_calls: 250, ..Usage::ZERO })),
+            ..then.steps[0].clone()
+        };
+        assert_eq!(on(vec![then.clone()], PATIENCE, 0, tells(1)).await.differing, 0, "as then");
+        assert_eq!(on(vec![then], PATIENCE, 0, tells(2)).await.differing, 1, "more than then");
         let fewer = Report { llm_calls: 9, ..Report::ok() };
         assert_eq!(on(vec![recorded(0, fewer)], PATIENCE, 0, ask(0)).await.differing, 0, "less is no harm");
     }

@@ -6,12 +6,16 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::canary::{Counters, Decision};
 use super::trial::Trial;
 use super::view::{Stage, SwapView};
-use super::{Inner, Swaps, on_thread};
+use super::{Inner, Settings, Swaps, on_thread};
 use crate::domain::generation::GenerationState;
-use crate::runner::{NotTaken, Pin, Runners};
-use crate::store::{self, GenerationRow, GenerationStore, Life, NewRefusal, Refused};
+use crate::domain::handover::HandOver;
+use crate::runner::{Generation, Isolation, LoadError, NotTaken, Pin, Runners};
+use crate::store::{
+    self, ClaimedCycle, GenerationRow, GenerationStore, Life, NewRefusal, Recovered, Refused,
+};
 
 /// What serves in place of configured files, of rows that are open after a start: what was swapped
 /// in, and whatever serves where a version is barred.
@@ -133,8 +137,10 @@ pub fn refuse_entries(
 
 impl Swaps {
     /// Takes up the trials that were open when the daemon stopped, and remembers versions that
-    /// failed theirs, for the cycles they began. To be called before cycles run.
-    pub async fn resume(&self, open: Vec<GenerationRow>) {
+    /// failed theirs, for the cycles they began. One that cannot be loaded, or with which the last
+    /// daemon may have died, has failed its trial; what it had under way is queued again. To be called
+    /// before cycles run.
+    pub async fn resume(&self, open: Vec<GenerationRow>, recovered: Option<&mut Recovered>) {
         let inner = &self.0;
         let generations = Arc::clone(&inner.parts.generations);
         let read = tokio::task::spawn_blocking(move || generations.generations(None, super::ROLLED_BACK_MAX));
@@ -145,74 +151,187 @@ impl Swaps {
                 _ => {}
             }
         }
+        let mut nothing = Recovered::default();
+        let recovered = recovered.unwrap_or(&mut nothing);
         for row in open.iter().filter(|row| row.canary && row.state == GenerationState::Active) {
             let former = open.iter().find(|other| {
                 other.life.runner == row.life.runner && other.state == GenerationState::Standby
             });
             if let Some(former) = former {
-                inner.resume_trial(row, former).await;
+                let fault = inner.died_with(row, recovered);
+                if let Some(why) = inner.resume_trial(row, former, fault).await {
+                    inner.queue_again(row, recovered, &why).await;
+                }
             }
         }
     }
 }
 
+/// What is wrong with a version that cannot be loaded.
+const NOT_LOADED: &str = "it could not be loaded when the daemon started";
+
 impl Inner {
-    async fn resume_trial(self: &Arc<Self>, row: &GenerationRow, former: &GenerationRow) {
-        let runner = row.life.runner.as_str();
-        let serves = match self.parts.runners.current(runner) {
-            Ok(serves) if serves.identity().generation == row.life.sha256 => serves,
-            // The configuration names another file by now; adopting it has ended the trial.
-            _ => return,
-        };
-        let settings = self.settings();
-        let (runners, name, sha256) =
-            (Arc::clone(&self.parts.runners), runner.to_owned(), former.life.sha256.clone());
-        let load = move || runners.kept(&sha256).and_then(|plugin| runners.prepare(&name, &plugin));
-        let limit = settings.shadow_deadline;
-        let standby = match on_thread("load", limit, &*self.parts.clock, load).await {
-            Ok(Ok(standby)) => standby,
-            Ok(Err(error)) => {
-                return tracing::error!(runner, generation = former.life.sha256, %error, "runner_predecessor_lost");
-            }
-            Err(refusal) => {
-                return tracing::error!(runner, generation = former.life.sha256, %refusal, "runner_predecessor_lost");
-            }
-        };
-        if let Some(states) = row.handover.clone() {
-            // Both as they were at the flip: the one that serves with what it could read of it, the
-            // one that stands by with all of it, since it is its own.
-            let own = self.schemas_of(&standby).await.unwrap_or_default();
-            let to = [(serves, states.clone()), (Arc::clone(&standby), states.read_by(&own))];
-            for (generation, states) in to {
-                let take = move || generation.take_over(states);
-                match on_thread("import_state", limit, &*self.parts.clock, take).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => tracing::error!(runner, %error, "runner_state_lost"),
-                    Err(refusal) => tracing::error!(runner, %refusal, "runner_state_lost"),
-                }
+    /// In process a version's crash is the daemon's: one that had a cycle open when the daemon came to
+    /// an unclean end is not to be tried again.
+    fn died_with(&self, row: &GenerationRow, recovered: &Recovered) -> Option<String> {
+        let serves = self.parts.runners.current(&row.life.runner).ok();
+        let in_process = serves.map_or(row.life.isolation == Isolation::InProcess.to_string(), |serves| {
+            serves.isolation() == Isolation::InProcess
+        });
+        let open = recovered.running.iter().find(|cycle| is_of(cycle, row));
+        let cycle = open.filter(|_| recovered.unclean && in_process)?;
+        Some(format!(
+            "the daemon died in its process while it ran cycle {} of mandate {}",
+            cycle.mandate.cycle, cycle.mandate.id
+        ))
+    }
+
+    /// Gives the open cycles of a version that failed its trial back to the queue.
+    async fn queue_again(&self, row: &GenerationRow, recovered: &mut Recovered, why: &str) {
+        let (failed, others) = std::mem::take(&mut recovered.running)
+            .into_iter()
+            .partition::<Vec<ClaimedCycle>, _>(|cycle| is_of(cycle, row));
+        recovered.running = others;
+        for cycle in failed {
+            if let Err(error) = self.parts.dispatch.run_again(&cycle, format!("rolled back: {why}")).await {
+                tracing::error!(mandate = cycle.mandate.id, %error, "daemon_cycle_not_queued_again");
+                recovered.running.push(cycle);
             }
         }
-        let id = row.life.swap.clone().unwrap_or_default();
-        let mut seen = SwapView::new(id.clone(), runner, row.life.sha256.clone(), row.since);
-        seen.stage = Stage::Canary;
-        seen.generation = Some(row.life.sha256.clone());
-        seen.from = Some(former.life.sha256.clone());
-        (seen.name, seen.version) = (Some(row.life.name.clone()), Some(row.life.version.clone()));
-        let view = Arc::new(watch::Sender::new(seen));
-        let recorded = self.recorded(runner, crate::store::RECENT_MAX).await.unwrap_or_default();
+    }
+
+    /// What is to serve the slot, if that is the version of that row; else the configuration names
+    /// another file by now, and adopting it has ended the trial.
+    async fn still_on_trial(&self, row: &GenerationRow) -> Option<Result<Arc<Generation>, LoadError>> {
+        let serves = self.parts.runners.current(&row.life.runner);
+        if let Ok(serves) = &serves {
+            return (serves.identity().generation == row.life.sha256).then(|| Ok(Arc::clone(serves)));
+        }
+        let config = self.parts.runners.config(&row.life.runner).ok().flatten()?;
+        let runners = Arc::clone(&self.parts.runners);
+        let sources = tokio::task::spawn_blocking(move || runners.sources(&config)).await.ok()?;
+        let named = sources.pin.map(|pin| pin.sha256).or(sources.configured);
+        (named.as_ref() == Some(&row.life.sha256)).then_some(serves)
+    }
+
+    /// The version that stands by, loaded again.
+    async fn stand_by_again(&self, former: &GenerationRow, limit: Duration) -> Option<Arc<Generation>> {
+        let (runners, name, sha256) =
+            (Arc::clone(&self.parts.runners), former.life.runner.clone(), former.life.sha256.clone());
+        let load = move || runners.kept(&sha256).and_then(|plugin| runners.prepare(&name, &plugin));
+        let (runner, generation) = (former.life.runner.as_str(), former.life.sha256.as_str());
+        match on_thread("load", limit, &*self.parts.clock, load).await {
+            Ok(Ok(standby)) => return Some(standby),
+            Ok(Err(error)) => {
+                tracing::error!(runner, generation, %error, remedy = %error.remedy(), "runner_predecessor_lost");
+            }
+            Err(refusal) => tracing::error!(runner, generation, %refusal, "runner_predecessor_lost"),
+        }
+        None
+    }
+
+    /// Both as they were at the flip: the one that serves with what it could read of it, the one that
+    /// stands by with all of it, since it is its own.
+    async fn give_states(
+        &self,
+        runner: &str,
+        states: HandOver,
+        serves: Option<Arc<Generation>>,
+        standby: &Arc<Generation>,
+        limit: Duration,
+    ) {
+        let own = self.schemas_of(standby).await.unwrap_or_default();
+        let to = [(serves, states.clone()), (Some(Arc::clone(standby)), states.read_by(&own))];
+        for (generation, states) in to {
+            let Some(generation) = generation else { continue };
+            let take = move || generation.take_over(states);
+            match on_thread("import_state", limit, &*self.parts.clock, take).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(runner, %error, "runner_state_lost"),
+                Err(refusal) => tracing::error!(runner, %refusal, "runner_state_lost"),
+            }
+        }
+    }
+
+    /// What the trial has shown so far: the cycles that this version has ended since its flip count.
+    async fn books_of(&self, row: &GenerationRow, settings: &Settings) -> (Counters, Decision) {
+        let recorded = self.recorded(&row.life.runner, crate::store::RECENT_MAX).await.unwrap_or_default();
         let before: Vec<_> =
             recorded.into_iter().filter(|cycle| cycle.generation != row.life.sha256).collect();
+        let (generations, runner, sha256, since) = (
+            Arc::clone(&self.parts.generations),
+            row.life.runner.clone(),
+            row.life.sha256.clone(),
+            row.since,
+        );
+        let read =
+            tokio::task::spawn_blocking(move || generations.ended_cycles(&runner, &sha256, since)).await;
+        let ended = read.unwrap_or(Err(store::Error::Closed)).unwrap_or_else(|error| {
+            tracing::error!(runner = row.life.runner, %error, "runner_trial_counted_afresh");
+            Vec::new()
+        });
+        Counters::of(&before, &ended, settings)
+    }
+
+    /// Takes a trial up where it was. With a `fault`, or one that shows now, it ends at once: why.
+    async fn resume_trial(
+        self: &Arc<Self>,
+        row: &GenerationRow,
+        former: &GenerationRow,
+        fault: Option<String>,
+    ) -> Option<String> {
+        let runner = row.life.runner.as_str();
+        let serves = self.still_on_trial(row).await?;
+        let config = self.parts.runners.config(runner).ok().flatten()?;
+        let settings = self.settings();
+        let limit = settings.shadow_deadline;
+        let standby = self.stand_by_again(former, limit).await?;
+        let unloaded = serves.as_ref().err().map(|error| format!("{NOT_LOADED}: {error}"));
+        if let Some(states) = row.handover.clone() {
+            self.give_states(runner, states, serves.ok(), &standby, limit).await;
+        }
+        let view = Arc::new(watch::Sender::new(view_of(row, former)));
         let past = (self.parts.clock.now() - row.since).to_std().unwrap_or(Duration::ZERO);
         let time = settings.canary_time.saturating_sub(past);
+        let (counters, decision) = self.books_of(row, &settings).await;
+        let shown = counters.view(&settings);
+        view.send_modify(|seen| seen.canary = Some(shown));
         let rows = (former.n, row.n);
-        let Ok(Some(config)) = self.parts.runners.config(runner) else { return };
-        let trial = Trial::for_time(Arc::clone(&view), &settings, &before, rows, (standby, config), time);
+        let trial = Trial::for_time(Arc::clone(&view), &settings, counters, rows, (standby, config), time);
         {
             let mut table = self.table();
-            table.views.push_back((id, view));
+            table.views.push_back((row.life.swap.clone().unwrap_or_default(), view));
             table.trials.insert(runner.to_owned(), Arc::clone(&trial));
         }
         tracing::info!(runner, generation = row.life.sha256, "runner_trial_resumed");
+        let passed = decision == Decision::Pass;
+        let failed = match decision {
+            Decision::RollBack(why) => Some(why),
+            Decision::GoOn | Decision::Pass => None,
+        };
+        if let Some(why) = fault.or(unloaded).or(failed) {
+            if self.end_by_failure(&trial, &why).await.is_ok() {
+                return Some(why);
+            }
+        } else if passed {
+            trial.is_decided();
+        }
         self.watch_trial(trial);
+        None
     }
+}
+
+fn is_of(cycle: &ClaimedCycle, row: &GenerationRow) -> bool {
+    (&cycle.runner, &cycle.generation) == (&row.life.runner, &row.life.sha256)
+}
+
+/// A trial as people see it after a start.
+fn view_of(row: &GenerationRow, former: &GenerationRow) -> SwapView {
+    let id = row.life.swap.clone().unwrap_or_default();
+    let mut seen = SwapView::new(id, &row.life.runner, row.life.sha256.clone(), row.since);
+    seen.stage = Stage::Canary;
+    seen.generation = Some(row.life.sha256.clone());
+    seen.from = Some(former.life.sha256.clone());
+    (seen.name, seen.version) = (Some(row.life.name.clone()), Some(row.life.version.clone()));
+    seen
 }

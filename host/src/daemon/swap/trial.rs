@@ -64,14 +64,14 @@ impl Trial {
         rows: (i64, i64),
         former: (Arc<Generation>, RunnerConfig),
     ) -> Arc<Self> {
-        Self::for_time(view, settings, recorded, rows, former, settings.canary_time)
+        Self::for_time(view, settings, Counters::new(recorded), rows, former, settings.canary_time)
     }
 
-    /// One that goes on after a start, for the rest of its time.
+    /// One that goes on after a start, for the rest of its time and by its books.
     pub fn for_time(
         view: Arc<watch::Sender<SwapView>>,
         settings: &Settings,
-        recorded: &[RecordedCycle],
+        counters: Counters,
         rows: (i64, i64),
         (former, config): (Arc<Generation>, RunnerConfig),
         time: Duration,
@@ -82,11 +82,16 @@ impl Trial {
             rows,
             former,
             config,
-            counters: Mutex::new(Counters::new(recorded)),
+            counters: Mutex::new(counters),
             ended: tokio::sync::Mutex::new(None),
             decided: Notify::new(),
             time,
         })
+    }
+
+    /// Its window is over.
+    pub fn is_decided(&self) {
+        self.decided.notify_one();
     }
 
     /// What is wrong with it when its window ends.
@@ -132,21 +137,10 @@ impl Inner {
                 trial.decided.notify_one();
                 OnTrial::Keep
             }
-            Decision::RollBack(why) => match self
-                .end_trial_badly(
-                    &trial,
-                    &why,
-                    format!("the version after it failed its trial: {why}"),
-                    (By::Failure, States::AsAtTheFlip),
-                )
-                .await
-            {
+            Decision::RollBack(why) => match self.end_by_failure(&trial, &why).await {
                 Ok(()) => OnTrial::RunAgain(format!("rolled back: {why}")),
                 // Passed meanwhile, or the store takes nothing now: the end counts as it is.
-                Err(refusal) => {
-                    tracing::error!(runner = cycle.runner, %refusal, "swap_not_rolled_back");
-                    OnTrial::Keep
-                }
+                Err(_) => OnTrial::Keep,
             },
         }
     }
@@ -197,6 +191,16 @@ impl Inner {
             Ok(Err(error)) => tracing::warn!(runner, why = %error, "runner_state_not_taken_back"),
             Err(refusal) => tracing::warn!(runner, why = %refusal, "runner_state_not_taken_back"),
         }
+    }
+
+    /// Gives the slot back to the version before, since the one on trial has failed.
+    pub(super) async fn end_by_failure(&self, trial: &Arc<Trial>, why: &str) -> Result<(), Refusal> {
+        let returns = format!("the version after it failed its trial: {why}");
+        let ended = self.end_trial_badly(trial, why, returns, (By::Failure, States::AsAtTheFlip)).await;
+        ended.inspect_err(|refusal| {
+            let runner = trial.view.borrow().runner.clone();
+            tracing::error!(runner, %refusal, "swap_not_rolled_back");
+        })
     }
 
     /// Gives the slot back to the version before. `why` is the reason for the one on trial, `returns`
@@ -379,11 +383,8 @@ impl Inner {
         let Some(why) = held.or_else(gone).or_else(|| trial.at_its_end()) else {
             return self.end_trial_well(trial).await;
         };
-        let returns = format!("the version after it failed its trial: {why}");
-        let ended = self.end_trial_badly(trial, &why, returns, (By::Failure, States::AsAtTheFlip)).await;
-        if let Err(refusal) = ended {
-            tracing::error!(runner, %refusal, "swap_not_rolled_back");
-        }
+        // What cannot be recorded is tried again by the next start.
+        let _ = self.end_by_failure(trial, &why).await;
     }
 
     async fn end_trial_well(self: &Arc<Self>, trial: &Arc<Trial>) {

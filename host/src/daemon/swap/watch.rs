@@ -11,7 +11,8 @@ use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::sync::mpsc;
 
-use super::{SwapRequest, Swaps};
+use super::Swaps;
+use crate::runner::manifest::fingerprint;
 use crate::runner::{LoadError, PluginFile};
 use crate::sys::files;
 
@@ -145,28 +146,55 @@ async fn offered(swaps: &Swaps, path: &Path) {
     }
     for runner in wanted {
         let (swaps, file) = (swaps.clone(), path.to_owned());
+        let (name, sha256) = (plugin.manifest.name.clone(), plugin.sha256.clone());
         let inner = Arc::clone(&swaps.0);
         // Its turn may be a trial away; other files must not wait for it.
-        inner.runtime.spawn(async move { take_turn(&swaps, runner, file).await });
+        inner.runtime.spawn(async move { take_turn(&swaps, runner, Offer { file, name, sha256 }).await });
     }
 }
 
-/// Waits until the slot is free, and begins.
-async fn take_turn(swaps: &Swaps, runner: String, file: PathBuf) {
+/// A file as it was when it appeared.
+struct Offer {
+    file: PathBuf,
+    /// From its manifest.
+    name: String,
+    sha256: String,
+}
+
+impl Offer {
+    /// Whether it is still what a runner wants that is served under that name by now. A file that was
+    /// replaced while it waited has a turn of its own.
+    async fn still_stands(&self, swaps: &Swaps, runner: &str) -> bool {
+        let file = self.file.clone();
+        let now = tokio::task::spawn_blocking(move || fingerprint(&file)).await.unwrap_or_default();
+        let serves = swaps.0.parts.runners.current(runner).ok();
+        let wanted = serves.is_none_or(|serves| {
+            serves.identity().name == self.name && serves.identity().generation != self.sha256
+        });
+        wanted && now.as_ref() == Some(&self.sha256)
+    }
+}
+
+/// Waits until the slot is free, and begins, with the very content that was offered.
+async fn take_turn(swaps: &Swaps, runner: String, offer: Offer) {
+    let file = &offer.file;
     loop {
         // Its turn may be a trial away.
         if let Some(open) = swaps.open(&runner) {
             let why =
                 format!("runner {runner} is in a swap already: {} is at {}", open.id, open.stage.as_str());
-            waits(swaps, &file, &why);
+            waits(swaps, file, &why);
         }
         swaps.free(&runner).await;
-        let request = SwapRequest { runner: runner.clone(), file: file.clone(), cold: false };
-        match swaps.start(request) {
+        if !offer.still_stands(swaps, &runner).await {
+            let generation = offer.sha256;
+            return tracing::info!(runner, file = %file.display(), generation, "watched_file_superseded");
+        }
+        match swaps.start_exactly(&runner, file.clone(), offer.sha256.clone()) {
             Ok(view) => {
                 return tracing::info!(runner, swap = view.id, file = %file.display(), "watched_file_swaps");
             }
-            Err(refusal) if refusal.code == "conflict" => waits(swaps, &file, &refusal.message),
+            Err(refusal) if refusal.code == "conflict" => waits(swaps, file, &refusal.message),
             Err(refusal) => {
                 let remedy = refusal.remedy.as_deref();
                 return tracing::warn!(runner, %refusal, remedy, "watched_file_refused");

@@ -11,8 +11,8 @@ use super::txn::{About, Txn, all, first};
 use super::{SqliteStore, recent};
 use crate::domain::generation::{GenerationEvent, GenerationState};
 use crate::store::{
-    Error, GenerationMove, GenerationRow, GenerationStore, Life, NewRefusal, Pending, RecordedCycle, Result,
-    TrailEntry,
+    EndedCycle, Error, GenerationMove, GenerationRow, GenerationStore, Life, NewRefusal, Pending,
+    RecordedCycle, Result, TrailEntry,
 };
 
 /// Lives that are kept of each slot besides those that are open.
@@ -60,6 +60,11 @@ impl GenerationStore for SqliteStore {
     fn recent_cycles(&self, runner: &str, limit: usize) -> Result<Vec<RecordedCycle>> {
         let runner = runner.to_owned();
         self.look(move |conn| recent::cycles(conn, &runner, limit))
+    }
+
+    fn ended_cycles(&self, runner: &str, sha256: &str, since: DateTime<Utc>) -> Result<Vec<EndedCycle>> {
+        let (runner, sha256) = (runner.to_owned(), sha256.to_owned());
+        self.look(move |conn| recent::ended(conn, &runner, &sha256, since))
     }
 
     fn needed_generations(&self) -> Result<Vec<String>> {

@@ -231,6 +231,17 @@ pub fn of_cycle(conn: &Connection, mandate: i64, cycle: u32, from_attempt: u32) 
     Ok(rows.into_iter().fold(Usage::ZERO, Usage::plus))
 }
 
+/// What is booked on one attempt of a cycle.
+pub fn of_attempt(conn: &Connection, mandate: i64, cycle: u32, attempt: u32) -> Res<Usage> {
+    let rows = all(
+        conn,
+        "SELECT calls, input, output, cost FROM usage WHERE mandate=?1 AND cycle=?2 AND attempt=?3",
+        (mandate, cycle, attempt),
+        |row| usage_columns(row, 0),
+    )?;
+    Ok(rows.into_iter().fold(Usage::ZERO, Usage::plus))
+}
+
 /// What no step's line carries of a cycle's usage from that attempt on, by day: deltas, claims, and
 /// calls whose step was begun again.
 pub fn unmetered(

@@ -2,16 +2,17 @@
 
 use std::collections::HashMap;
 
+use chrono::{DateTime, Utc};
 use kairos_plugin_api::{Report, Usage};
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
 use super::fail::Res;
-use super::row::{self, Mandate, json as json_of, maybe_json, time};
+use super::row::{self, Mandate, json as json_of, maybe_json, micros, time};
 use super::txn::{Txn, all};
 use super::{claim, ledger};
-use crate::domain::mandate::CycleEnd;
-use crate::store::{FinishRequest, RECENT_MAX, RecordedCycle};
+use crate::domain::mandate::{CycleEnd, CycleStatus};
+use crate::store::{EndedCycle, FinishRequest, RECENT_MAX, RecordedCycle};
 
 /// A state of more bytes of JSON is not kept twice; its cycle is no sample then.
 const STATE_MAX: usize = 256 << 10;
@@ -53,6 +54,32 @@ pub fn keep(txn: &Txn<'_>, mandate: &Mandate, request: &FinishRequest, end: Cycl
         (&mandate.runner, kept),
     )?;
     Ok(())
+}
+
+/// See [`crate::store::GenerationStore::ended_cycles`].
+pub fn ended(conn: &Connection, runner: &str, sha256: &str, since: DateTime<Utc>) -> Res<Vec<EndedCycle>> {
+    let rows = all(
+        conn,
+        "SELECT mandate, cycle, attempt, status FROM cycle \
+         WHERE runner=?1 AND generation=?2 AND started>=?3 AND status IS NOT NULL ORDER BY ended",
+        (runner, sha256, micros(since)),
+        |row| {
+            Ok((
+                row.get::<_, i64>(0)?,
+                row.get::<_, u32>(1)?,
+                row.get::<_, u32>(2)?,
+                row.get::<_, String>(3)?,
+            ))
+        },
+    )?;
+    let known = rows.into_iter().filter_map(|(mandate, cycle, attempt, status)| {
+        CycleStatus::parse(&status).map(|status| (mandate, cycle, attempt, status))
+    });
+    known
+        .map(|(mandate, cycle, attempt, status)| {
+            Ok(EndedCycle { status, usage: ledger::of_attempt(conn, mandate, cycle, attempt)? })
+        })
+        .collect()
 }
 
 struct Sample {

@@ -100,6 +100,9 @@ impl CycleRunner for Variant {
     }
 
     fn export_state(&self) -> Result<Option<State>, CallError> {
+        if self.mode == "hangs-export" {
+            std::thread::sleep(Duration::from_secs(3600));
+        }
         let schema = match self.mode.as_str() {
             "other-state" => "variant/2",
             "unlisted-state" => "variant/3",

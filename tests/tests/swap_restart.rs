@@ -1,0 +1,116 @@
+//! What a restart makes of a version that was swapped in: one that cannot be loaded, one that killed
+//! the daemon, one whose errors were counted before.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(clippy::disallowed_methods, reason = "a test writes plain files")]
+
+use std::path::Path;
+
+use anyhow::Result;
+use kairos_tests::Root;
+use kairos_tests::swaps::*;
+use serde_json::{Value, json};
+
+/// A trial that ends by failures and people only.
+const LONG_TRIAL: &str =
+    "swap: {canary_cycles: 1000, canary_time: 1h, canary_error_rate: 0, drain_timeout: 20s}";
+
+fn distrust(root: &Root, sha256: &Value) {
+    root.json(&["plugin", "trust", "--remove", sha256.as_str().unwrap()]);
+}
+
+fn summary(row: &Value) -> &str {
+    last_cycle(row)["summary"].as_str().unwrap_or_default()
+}
+
+#[test]
+fn a_version_on_trial_that_cannot_be_loaded_after_a_restart_gives_its_place_back() -> Result<()> {
+    let root = isolated("plain", LONG_TRIAL, "process");
+    let mut daemon = root.start()?;
+    run(&root, &["prompt=hello"])?;
+    let view = swapped(&root, &trusted(&root, "b"));
+    distrust(&root, &view["generation"]);
+    daemon.kill()?;
+    let _daemon = root.start()?;
+    let slot = serving(&root);
+    assert_eq!((&slot["state"], &slot["generation"]), (&json!("active"), &view["from"]), "{slot}");
+    assert_eq!(states(&root), ["rolled_back", "active"]);
+    assert_eq!(run(&root, &["prompt=hello"])?, "plain after 2", "with its state as it was at the flip");
+    let history = root.json(&["plugin", "history", "v"]);
+    let reason = history[0]["reason"].as_str().unwrap();
+    assert!(reason.starts_with("it could not be loaded when the daemon started: "), "{history}");
+    Ok(())
+}
+
+#[test]
+fn a_version_past_its_trial_that_cannot_be_loaded_is_named_and_can_be_replaced_or_taken_back() -> Result<()> {
+    let root = isolated("plain", NO_TRIAL, "process");
+    let mut daemon = root.start()?;
+    let view = swapped(&root, &trusted(&root, "b"));
+    wait_states(&root, &["active", "retired"])?;
+    distrust(&root, &view["generation"]);
+    daemon.kill()?;
+    let mut daemon = root.start()?;
+    let slot = serving(&root);
+    assert_eq!((&slot["state"], &slot["code"]), (&json!("unavailable"), &json!("untrusted")), "{slot}");
+    let (reason, remedy) = (slot["reason"].as_str().unwrap(), slot["remedy"].as_str().unwrap());
+    assert!(reason.contains(view["generation"].as_str().unwrap()), "{slot}");
+    assert!(!reason.contains(configured(&root).to_str().unwrap()), "{slot}");
+    assert!(remedy.contains("kairos plugin rollback v"), "{slot}");
+    // Another version from the empty slot, and at the next start, too.
+    let third = swapped(&root, &trusted(&root, "c"));
+    assert_eq!(run(&root, &[])?, "c after 1");
+    wait_states(&root, &["active", "retired", "retired"])?;
+    assert_eq!(daemon.stop()?, 0);
+    distrust(&root, &third["generation"]);
+    let _daemon = root.start()?;
+    assert_eq!(serving(&root)["state"], "unavailable");
+    // And back to what can be had: the one before cannot, since nobody trusts it any more.
+    let ran = root.cli(&["plugin", "rollback", "v", "--json"]);
+    assert!(ran.code == 1 && ran.stderr.contains("untrusted"), "{} {}", ran.stdout, ran.stderr);
+    trust(&root, Path::new(view["source"].as_str().unwrap()));
+    root.json(&["plugin", "rollback", "v"]);
+    assert_eq!(serving(&root)["generation"], view["generation"]);
+    assert!(run(&root, &[])?.starts_with("b after"));
+    Ok(())
+}
+
+#[test]
+fn a_version_on_trial_that_kills_the_daemon_is_rolled_back_by_the_next_start() -> Result<()> {
+    let root = root("plain", LONG_TRIAL);
+    let mut daemon = root.start()?;
+    run(&root, &["prompt=hello"])?;
+    let view = swapped(&root, &trusted(&root, "traps-abort"));
+    let id = root.add("work", &["trap=true", "prompt=hello"]);
+    assert!(daemon.wait()?.code().is_none(), "by a signal");
+    let _daemon = root.start()?;
+    let row = root.wait_state(&id, &["succeeded", "failed", "review"])?;
+    assert_eq!((&row["state"], summary(&row)), (&json!("succeeded"), "plain after 2"), "{row}");
+    assert_eq!(row["cycles"][0]["status"], "interrupted", "{row}");
+    assert_eq!(serving(&root)["generation"], view["from"]);
+    assert_eq!(states(&root), ["rolled_back", "active"]);
+    Ok(())
+}
+
+#[test]
+fn errors_of_a_version_on_trial_count_across_restarts() -> Result<()> {
+    let settings = "swap: {canary_cycles: 10, canary_error_rate: 0.1, drain_timeout: 20s}";
+    let root = isolated("plain", settings, "process");
+    let mut daemon = root.start()?;
+    run(&root, &[])?;
+    let view = swapped(&root, &trusted(&root, "traps-fail"));
+    let first = root.add("work", &["trap=true"]);
+    root.wait_for("an error", || {
+        let row = root.json(&["mandate", "show", &first]);
+        row["cycles"].as_array().is_some_and(|cycles| cycles[0]["status"] == "error").then_some(())
+    })?;
+    daemon.kill()?;
+    // Its second error is one too many; the mandate's own next try is that already.
+    let _daemon = root.start()?;
+    wait_states(&root, &["rolled_back", "active"])?;
+    assert_eq!(serving(&root)["generation"], view["from"]);
+    let history = root.json(&["plugin", "history", "v"]);
+    assert!(history[0]["reason"].as_str().unwrap().starts_with("2 of its 2 cycles"), "{history}");
+    assert_eq!(root.wait_state(&first, &["succeeded", "failed", "review"])?["state"], "succeeded");
+    Ok(())
+}
