@@ -124,6 +124,7 @@ fn next_signal(end: Signal, limit: Option<&libc::timespec>) -> Option<i32> {
 
 /// The life of a guardian: how its child ended. Everything below it is gone then.
 fn watch(child: Pid, parent: Option<Pid>, end: Signal) -> WaitStatus {
+    let _ = rustix::thread::set_name(c"kairos-guardian");
     // The daemon's end is an order to end all, too.
     let _ = set_parent_process_death_signal(Some(end));
     if parent.is_some_and(|parent| getppid() != Some(parent)) {

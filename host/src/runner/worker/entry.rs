@@ -1,19 +1,20 @@
-//! The `kairos worker` process: takes its sockets, limits itself, loads one plugin and serves it
-//! until the daemon hangs up. No runtime, no configuration, no environment.
+//! The `kairos worker` process: the fork server first, and in each worker that it forks the life of
+//! one: limits itself, loads one plugin and serves it until the daemon hangs up. No runtime, no
+//! configuration, no environment.
 //!
 //! ```text
-//! fd 0  frames, both ways          -> moved away, the null device takes its place
-//! fd 1  hints from the daemon      -> moved away, output goes where errors go
-//! fd 2  what it prints, read and rationed by the daemon
+//! fd 0      the null device; in the fork server, until it has moved it away, its socket
+//! fd 1, 2   what a worker prints, read and rationed by the daemon
+//! fd 3..    frames, and hints from the daemon: where a plugin that reads its input or closes it,
+//!           or a child of it, does not come across them by accident
 //! ```
 
-use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use rustix::io::fcntl_dupfd_cloexec;
-use rustix::process::{Resource, Rlimit, Signal, set_parent_process_death_signal, setrlimit};
+use rustix::process::{Resource, Rlimit, setrlimit};
 
+use super::fork_server::{self, Gifts};
 use super::frame::Kind;
 use super::protocol::{Load, Unfit};
 use super::serve::{Ear, Home, Wire, serve};
@@ -30,19 +31,16 @@ const NOT_A_WORKER: u8 = 2;
 /// Lives as a worker: its exit code. Called by `main` before anything else.
 #[must_use]
 pub fn main() -> u8 {
-    // Whatever happens to the daemon, or to the sockets: a worker does not outlive it. A daemon
-    // that is gone already has closed the socket, which the first read finds.
-    let _ = set_parent_process_death_signal(Some(Signal::KILL));
-    let _ = rustix::thread::set_name(c"kairos-worker");
-    let (data, control) = match take_sockets() {
-        Ok(sockets) => sockets,
+    let _ = rustix::thread::set_name(c"kairos-workers");
+    let gifts = match fork_server::serve() {
+        Ok(Some(gifts)) => gifts,
+        Ok(None) => return 0,
         Err(error) => {
             eprintln!("kairos worker is started by the daemon and by nobody else: {error}");
             return NOT_A_WORKER;
         }
     };
-    let wire = Arc::new(Wire::new(data));
-    match live(&wire, control) {
+    match live(gifts) {
         Ok(()) => 0,
         Err(error) => {
             eprintln!("kairos worker: {error}");
@@ -51,7 +49,11 @@ pub fn main() -> u8 {
     }
 }
 
-fn live(wire: &Arc<Wire>, control: UnixStream) -> std::io::Result<()> {
+fn live(Gifts { data, control, output }: Gifts) -> std::io::Result<()> {
+    let _ = rustix::thread::set_name(c"kairos-worker");
+    rustix::stdio::dup2_stdout(&output)?;
+    rustix::stdio::dup2_stderr(output)?;
+    let wire = &Arc::new(Wire::new(UnixStream::from(data)));
     let Some(frame) = wire.first_request()? else { return Ok(()) };
     if frame.kind != Kind::Load {
         return Err(std::io::Error::other("the first frame says something else than what to load"));
@@ -84,7 +86,7 @@ fn live(wire: &Arc<Wire>, control: UnixStream) -> std::io::Result<()> {
         Ok(backend) => backend,
         Err(error) => return unfit(error.code(), error.to_string()),
     };
-    Ear::listen(control, Arc::clone(&backend), Arc::clone(wire))?;
+    Ear::listen(UnixStream::from(control), Arc::clone(&backend), Arc::clone(wire))?;
     wire.send(Kind::Ready, 0, &[])?;
     serve(wire, &*backend)
 }
@@ -103,17 +105,4 @@ fn limit(memory_bytes: u64) -> std::io::Result<()> {
     setrlimit(Resource::Data, at_most(memory_bytes))?;
     setrlimit(Resource::As, at_most(memory_bytes.saturating_add(sandbox::UNWRITTEN_BYTES)))?;
     Ok(())
-}
-
-/// Puts the sockets where neither a plugin that reads its input or closes it, nor a child of it,
-/// comes across them by accident.
-fn take_sockets() -> std::io::Result<(UnixStream, UnixStream)> {
-    let data = UnixStream::from(fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?);
-    let control = UnixStream::from(fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?);
-    // Both fail on what is no socket.
-    data.peer_addr()?;
-    control.peer_addr()?;
-    rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
-    rustix::stdio::dup2_stdout(rustix::stdio::stderr())?;
-    Ok((data, control))
 }

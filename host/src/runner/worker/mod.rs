@@ -18,6 +18,7 @@ mod channel;
 mod client;
 mod entry;
 mod factory;
+mod fork_server;
 pub mod frame;
 mod handover;
 mod output;

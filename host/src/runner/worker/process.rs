@@ -5,9 +5,6 @@
 //! itself has not been waited for: until then the number cannot be given to anybody.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -20,6 +17,7 @@ use rustix::process::{
 };
 
 use super::channel::{Channel, Trouble};
+use super::fork_server::ForkServer;
 use super::frame::{Kind, encode};
 use crate::runner::Death;
 use crate::runner::death::describe;
@@ -77,29 +75,17 @@ pub struct Started {
 }
 
 impl Process {
-    /// Starts `program worker`. Nothing runs between fork and exec, so that the C library can use
-    /// its fast path: with a large daemon the other one takes fifty milliseconds.
+    /// Starts a worker.
     ///
     /// # Errors
     /// The system's.
-    pub fn spawn(program: &Path, clock: SystemClock) -> std::io::Result<Started> {
+    pub fn spawn(server: &mut ForkServer, clock: SystemClock) -> std::io::Result<Started> {
         let pair = || socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
         let (ours, theirs) = pair()?;
         let (control, its_control) = pair()?;
         let (output, its_output) = pipe_with(PipeFlags::CLOEXEC)?;
         rustix::io::ioctl_fionbio(&output, true)?;
-        // The worker moves the control socket away and lets its standard output join its errors.
-        let child = Command::new(program)
-            .arg0("kairos")
-            .arg("worker")
-            .env_clear()
-            .current_dir("/")
-            .stdin(Stdio::from(theirs))
-            .stdout(Stdio::from(its_control))
-            .stderr(Stdio::from(its_output))
-            .process_group(0)
-            .spawn()?;
-        let pid = Pid::from_child(&child);
+        let pid = server.fork([theirs.as_fd(), its_control.as_fd(), its_output.as_fd()])?;
         // Nobody waits for this child but we, below: the number is still its own.
         let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
         let handle = Handle {

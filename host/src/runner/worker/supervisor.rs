@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
+use super::fork_server::ForkServer;
 use super::handover::{Idle, tell_burning};
 use super::output::{More, Output};
 use super::process::{Handle, Process};
@@ -79,6 +80,7 @@ impl Shared {
         epoll::add(&epoll, &shared.wake, epoll::EventData::new_u64(WAKE), epoll::EventFlags::IN)?;
         let thread = Thread {
             shared: Arc::clone(&shared),
+            server: ForkServer::new(shared.program.clone()),
             epoll,
             outputs: BTreeMap::new(),
             leaving: BTreeMap::new(),
@@ -180,6 +182,7 @@ struct Leaving {
 
 struct Thread {
     shared: Arc<Shared>,
+    server: ForkServer,
     epoll: OwnedFd,
     outputs: BTreeMap<u64, Output>,
     leaving: BTreeMap<u64, Leaving>,
@@ -273,7 +276,7 @@ impl Thread {
     }
 
     fn spawn(&mut self, now: Duration) {
-        let started = Process::spawn(&self.shared.program, self.shared.clock).and_then(|started| {
+        let started = Process::spawn(&mut self.server, self.shared.clock).and_then(|started| {
             let token = self.token();
             let (handle, label) = (&started.process.handle, &started.process.label);
             let output = Output::new(started.output, handle.pid(), Arc::clone(label));
