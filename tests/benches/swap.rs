@@ -146,7 +146,11 @@ impl Load {
         let caller = |number| {
             let (stop, swapping) = (Arc::clone(&stop), Arc::clone(&swapping));
             let runners = Arc::clone(runners);
-            thread::spawn(move || call(&runners, &stop, &swapping, &format!("caller-{number}")))
+            thread::spawn(move || {
+                // As a thread of the daemon that waits for a cycle.
+                priority::short_turns().unwrap();
+                call(&runners, &stop, &swapping, &format!("caller-{number}"))
+            })
         };
         Self { callers: (0..callers).map(caller).collect(), stop, swapping }
     }
@@ -234,7 +238,7 @@ impl Swapper {
     fn prepare(&mut self, bytes: &[u8]) -> Result<Arc<Generation>, String> {
         let path = self.dir.path().join("candidate.so");
         fs::write(&path, bytes).unwrap();
-        let plugin = PluginFile::open(&path).map_err(|error| error.to_string())?;
+        let plugin = priority::at_leisure(|| PluginFile::open(&path)).map_err(|error| error.to_string())?;
         self.runners.keep(&plugin).unwrap();
         let trial = self.runners.on_trial(&self.config, &plugin, Pace::Background);
         drop(trial.map_err(|error| error.to_string())?);
@@ -250,18 +254,7 @@ impl Swapper {
         bytes_of(mode, self.made)
     }
 
-    /// On a thread that takes short turns, as those of the daemon that prepare do.
     fn swaps(&mut self, count: u32) {
-        thread::scope(|scope| {
-            let swapping = scope.spawn(|| {
-                priority::short_turns().unwrap();
-                self.swaps_here(count);
-            });
-            swapping.join().unwrap();
-        });
-    }
-
-    fn swaps_here(&mut self, count: u32) {
         for number in 1..=count {
             let begun = Instant::now();
             let bytes = self.next("plain");

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use kairos_host::runner::manifest::PluginFile;
-use kairos_host::runner::{PluginStore, RunnerBackend, RunnerError, Worker, WorkerFactory, WorkerSpec};
+use kairos_host::runner::{Pace, PluginStore, RunnerBackend, RunnerError, Worker, WorkerFactory, WorkerSpec};
 use kairos_plugin_api::testing::FakeHost;
 use kairos_plugin_api::{CallError, HostCalls, LlmRequest, Mandate};
 use kairos_tests::measure::{measure, quantiles};
@@ -73,7 +73,7 @@ fn main() {
     line("spawn to ready, sandbox", starting(starts, sandbox), Duration::from_millis(5));
     let (p50, p99) = first(starts, process);
     println!("{:<40}{p50:>12.2?}{p99:>12.2?}", "  the first of a daemon, process");
-    deaths(&Arc::new(factory().start(process()).unwrap()), starts);
+    deaths(&Arc::new(factory().start(process(), Pace::Usual).unwrap()), starts);
 }
 
 fn factory() -> WorkerFactory {
@@ -89,7 +89,8 @@ fn round_trips(
     rounds: usize,
     calls: usize,
 ) {
-    let (cycling, calling) = (factory().start(cycling()).unwrap(), factory().start(calling()).unwrap());
+    let (cycling, calling) =
+        (factory().start(cycling(), Pace::Usual).unwrap(), factory().start(calling(), Pace::Usual).unwrap());
     let mut bare = PingPong::start();
     let (mandate, report) = mandate_of_a_kib(&cycling);
     let host: Arc<dyn HostCalls> = Arc::new(FakeHost::new());
@@ -166,7 +167,7 @@ impl HostCalls for Desk {
 /// What waiting costs a worker's processor: with nothing to do, and for that many slow answers.
 fn waiting(spec: &impl Fn() -> WorkerSpec, answers: u32) {
     const PAUSE: Duration = Duration::from_millis(10);
-    let worker = factory().start(spec()).unwrap();
+    let worker = factory().start(spec(), Pace::Usual).unwrap();
     let Some(pid) = worker_process() else {
         return println!("CPU of a worker that waits: not known, none is found");
     };
@@ -208,13 +209,13 @@ fn cpu_of(pid: u32) -> Duration {
 /// From the wish for one more worker, in a daemon that has some, to one that has loaded its plugin.
 fn starting(times: usize, spec: impl Fn() -> WorkerSpec) -> (Duration, Duration) {
     let factory = factory();
-    drop(factory.start(spec()).unwrap());
-    quantiles((0..times).map(|_| start(|| factory.start(spec()).unwrap())).collect())
+    drop(factory.start(spec(), Pace::Usual).unwrap());
+    quantiles((0..times).map(|_| start(|| factory.start(spec(), Pace::Usual).unwrap())).collect())
 }
 
 /// From nothing, not even the process that workers are forked from.
 fn first(times: usize, spec: impl Fn() -> WorkerSpec) -> (Duration, Duration) {
-    quantiles((0..times).map(|_| start(|| factory().start(spec()).unwrap())).collect())
+    quantiles((0..times).map(|_| start(|| factory().start(spec(), Pace::Usual).unwrap())).collect())
 }
 
 fn start(make: impl Fn() -> Worker) -> Duration {

@@ -231,10 +231,11 @@ impl Launcher {
         &self,
         config: &RunnerConfig,
         plugin: &PluginFile,
+        pace: Pace,
     ) -> Result<Arc<dyn RunnerBackend>, LoadError> {
         let (path, isolation) = self.admit(config, plugin)?;
         if isolation != Isolation::InProcess {
-            return self.launch_worker(config, plugin, isolation);
+            return self.launch_worker(config, plugin, isolation, pace);
         }
         if self.workers.is_some() && !self.was_tried(config, plugin) {
             self.try_out(config, plugin)?;
@@ -254,7 +255,7 @@ impl Launcher {
             Isolation::InProcess if self.workers.is_none() => (None, None),
             Isolation::InProcess => (Some(self.tried(config, plugin, Pace::Usual)?), None),
             _ => {
-                let worker = self.launch_worker(config, plugin, isolation)?;
+                let worker = self.launch_worker(config, plugin, isolation, Pace::Usual)?;
                 let unwell = probe(&*worker).err();
                 (Some(worker), unwell)
             }
@@ -313,7 +314,7 @@ impl Launcher {
         } else {
             self.spec(&config, plugin, isolation, &[])?
         };
-        Ok(Arc::new(workers.start(spec)?))
+        Ok(Arc::new(workers.start(spec, Pace::Usual)?))
     }
 
     /// Maps, makes and probes it in a worker. Constructors run while a file is
@@ -369,9 +370,10 @@ impl Launcher {
         config: &RunnerConfig,
         plugin: &PluginFile,
         isolation: Isolation,
+        pace: Pace,
     ) -> Result<Arc<dyn RunnerBackend>, LoadError> {
         let workers = self.workers.as_ref().ok_or(LoadError::IsolationUnavailable(isolation))?;
-        Ok(Arc::new(workers.start(self.spec(config, plugin, isolation, &[])?)?))
+        Ok(Arc::new(workers.start(self.spec(config, plugin, isolation, &[])?, pace)?))
     }
 
     /// What a worker of that isolation runs; `libraries` are files it may read besides its grants.

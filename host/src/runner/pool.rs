@@ -8,6 +8,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
+use crate::sys::priority;
+
 /// As large as a main thread's; only touched pages cost memory.
 const STACK: usize = 8 << 20;
 
@@ -63,6 +65,8 @@ impl Pool {
         let shared = Arc::downgrade(&self.shared);
         let (work, receive) = mpsc::channel::<Work>();
         let body = move || {
+            // Where the kernel knows no turns, it is as prompt as any other.
+            let _ = priority::short_turns();
             while let Ok(Work { job, back }) = receive.recv() {
                 let answer = job();
                 if let Some(shared) = shared.upgrade() {

@@ -283,7 +283,7 @@ impl Runners {
         };
         let config = config.ok_or_else(|| LoadError::GenerationGone(sha256.to_owned()))?;
         let plugin = self.launcher.open(sha256)?;
-        let loaded = Arc::new(self.load_file(&config, &pool, &plugin)?);
+        let loaded = Arc::new(self.load_file(&config, &pool, &plugin, Pace::Usual)?);
         match self.write().get_mut(name) {
             // Of two threads that loaded it at once, both serve; the image is the same.
             Some(slot) => Ok(Arc::clone(slot.pinned.entry(sha256.to_owned()).or_insert(loaded))),
@@ -391,7 +391,8 @@ impl Runners {
         pool: &Arc<Pool>,
         before: Option<&LoadError>,
     ) -> Result<Arc<Generation>, LoadError> {
-        let loaded = self.file_of(config).and_then(|plugin| self.load_file(config, pool, &plugin));
+        let loaded =
+            self.file_of(config).and_then(|plugin| self.load_file(config, pool, &plugin, Pace::Usual));
         match &loaded {
             Ok(generation) => {
                 let identity = generation.identity();
@@ -413,8 +414,9 @@ impl Runners {
         config: &RunnerConfig,
         pool: &Arc<Pool>,
         plugin: &PluginFile,
+        pace: Pace,
     ) -> Result<Generation, LoadError> {
-        let backend = self.launcher.launch(config, plugin)?;
+        let backend = self.launcher.launch(config, plugin, pace)?;
         let generation = Generation::new(backend, Arc::clone(pool), config.deadline);
         Ok(generation.with_stop_grace(config.stop_grace))
     }

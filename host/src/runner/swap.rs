@@ -314,7 +314,7 @@ impl Runners {
         match self.launcher.tried(config, plugin, pace) {
             // Without workers an instance of its own is as far apart as it gets.
             Err(LoadError::IsolationUnavailable(_)) => {
-                let instance = self.launcher.launch(config, plugin)?;
+                let instance = self.launcher.launch(config, plugin, Pace::Usual)?;
                 instance.probe().map_err(|error| LoadError::ProbeFailed(error.to_string()))?;
                 Ok(instance)
             }
@@ -333,7 +333,7 @@ impl Runners {
             (slot.config.clone(), Arc::clone(&slot.pool))
         };
         let config = config.ok_or_else(|| LoadError::UnknownRunner(name.to_owned()))?;
-        Ok(Arc::new(self.load_file(&config, &pool, plugin)?))
+        Ok(Arc::new(self.load_file(&config, &pool, plugin, Pace::Background)?))
     }
 
     /// Bytes that versions which serve no more hold in this process for good.

@@ -10,6 +10,6 @@ pub mod gz;
 pub mod lock;
 pub mod priority;
 pub mod processor_time;
-pub mod sibling;
 pub mod sandbox;
+pub mod sibling;
 pub mod zones;

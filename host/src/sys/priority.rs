@@ -20,7 +20,19 @@ pub fn only_when_idle() -> io::Result<()> {
     }
 }
 
-/// Turns of a thread that has much to do, in nanoseconds; the shortest that the kernel grants.
+/// Does that where nobody else wants to run, on a thread of its own, and waits for it. A sandbox
+/// refuses the thread its yielding; then it is done as any other work.
+pub fn at_leisure<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let _ = only_when_idle();
+            work()
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Turns of a thread that others wait for, in nanoseconds; the shortest that the kernel grants.
 const SHORT_TURN_NS: u64 = 100_000;
 
 /// The kernel's `struct sched_attr`, as of its first version.
@@ -38,9 +50,9 @@ struct Attributes {
 }
 
 /// Lets this thread, and every thread and process that it starts from now on, hold a core for short
-/// turns only: a thread that becomes ready meanwhile waits for a tenth of a millisecond, and not for
-/// three. Its share of the core stays the same. A kernel before 6.12 knows no such thing and takes no
-/// notice.
+/// turns only. Its share of the core stays the same, and it gets it sooner: what becomes ready with a
+/// short turn takes the core from whoever has a longer one, which would otherwise be held until the
+/// next tick, milliseconds later. A kernel before 6.12 knows no such thing and takes no notice.
 ///
 /// # Errors
 /// The system's; turns are as long as before then.
@@ -89,6 +101,13 @@ mod tests {
         assert_eq!((before.policy, before.nice), (after.policy, after.nice));
         // An older kernel says nothing of turns.
         assert!([0, SHORT_TURN_NS].contains(&after.runtime), "{after:?}");
+    }
+
+    #[test]
+    fn work_at_leisure_yields_and_gives_its_result_or_its_panic() {
+        assert_eq!(at_leisure(|| policy("/proc/thread-self/stat")), libc::SCHED_IDLE);
+        assert_eq!(policy("/proc/thread-self/stat"), libc::SCHED_OTHER);
+        assert!(std::panic::catch_unwind(|| at_leisure(|| panic!("as asked"))).is_err());
     }
 
     #[test]

@@ -13,7 +13,9 @@ use crate::boot::plugins;
 use crate::cli::output::emit;
 use crate::exit::{Failure, classify, code};
 use crate::runner::manifest::PluginFile;
-use crate::runner::{Isolation, Launcher, LoadError, PluginStore, RunnerBackend, RunnerConfig, SearchPath};
+use crate::runner::{
+    Isolation, Launcher, LoadError, Pace, PluginStore, RunnerBackend, RunnerConfig, SearchPath,
+};
 use crate::sys::files;
 use crate::sys::sandbox::Reached;
 
@@ -113,7 +115,7 @@ fn play(args: &TestArgs, context: &Context) -> anyhow::Result<Tested> {
             params: Value::Object(params.clone()),
             ..RunnerConfig::new(&plugin.manifest.name, path.to_string_lossy())
         };
-        let backend = launcher.launch(&config, &plugin)?;
+        let backend = launcher.launch(&config, &plugin, Pace::Usual)?;
         if let Some(sandbox) = backend.sandbox() {
             let _ = reached.set(sandbox);
         }

@@ -40,7 +40,6 @@ use crate::runner::Runners;
 use crate::store::{GenerationRow, GenerationStore, NewEvent, Store};
 use crate::sys::clock::Clock;
 use crate::sys::entropy::Entropy;
-use crate::sys::priority;
 
 /// Swaps that are remembered for whoever asks; their history is in the store.
 const VIEWS_MAX: usize = 64;
@@ -439,13 +438,6 @@ fn end(view: &channel::Sender<SwapView>, stage: Stage, why: Refusal, clock: &dyn
     show(view, |seen| (seen.stage, seen.since, seen.refusal) = (stage, at, Some(why)));
 }
 
-/// Work of a swap takes short turns: cycles that serve wait behind it otherwise.
-fn make_way() {
-    if let Err(error) = priority::short_turns() {
-        tracing::debug!(%error, "swap_as_urgent_as_ever");
-    }
-}
-
 /// Calls foreign code on a thread of its own, which is left to itself when it does not answer in
 /// time: not even the runtime's end waits for it.
 async fn on_thread<T: Send + 'static>(
@@ -456,7 +448,6 @@ async fn on_thread<T: Send + 'static>(
 ) -> Result<T, Refusal> {
     let (send, receive) = tokio::sync::oneshot::channel();
     let spawned = std::thread::Builder::new().name(format!("kairos-{what}")).spawn(move || {
-        make_way();
         // Nobody listens any more when it came too late.
         let _ = send.send(work());
     });

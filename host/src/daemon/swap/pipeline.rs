@@ -12,12 +12,13 @@ use super::halt::Halts;
 use super::start::is_judgement;
 use super::trial::Trial;
 use super::view::{Refusal, Stage, SwapView};
-use super::{Inner, Settings, end, enter, make_way, on_thread, shadow, show};
+use super::{Inner, Settings, end, enter, on_thread, shadow, show};
 use crate::domain::generation::{GenerationEvent, GenerationState};
 use crate::domain::handover::HandOver;
 use crate::runner::manifest::fingerprint;
 use crate::runner::{Generation, Isolation, LoadError, Pace, Pin, PluginFile, RunnerConfig};
 use crate::store::{self, GenerationMove, GenerationRow, Life, NewRefusal, Refused};
+use crate::sys::priority;
 
 /// Longest time that a call on a trial in the background has: below what its worker has to answer,
 /// so that lateness is never taken for a crash.
@@ -223,9 +224,9 @@ impl Inner {
         let (config, view, exactly) =
             (swap.config.clone(), Arc::clone(&swap.view), swap.plan.exactly.clone());
         let read = tokio::task::spawn_blocking(move || {
-            make_way();
             let plugin = match &source {
-                Source::File(path) => PluginFile::open(path)?,
+                // Reading and hashing it takes milliseconds, which nobody waits for.
+                Source::File(path) => priority::at_leisure(|| PluginFile::open(path))?,
                 Source::Kept(sha256) => runners.kept(sha256)?,
             };
             show(&view, |seen| {

@@ -2,6 +2,7 @@
 //! process behind it.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -9,7 +10,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use super::frame::{Decoder, Frame, FrameError};
-use super::spin::Spin;
+use super::spin::{Crowd, Spin};
 use crate::sys::clock::{Clock, SystemClock};
 
 /// Why no frame came or went.
@@ -35,8 +36,13 @@ pub struct Channel {
 
 impl Channel {
     /// Frames over `socket`.
-    pub fn new(socket: OwnedFd, clock: SystemClock) -> Self {
-        Self { socket, decoder: Decoder::default(), spin: Spin::here(), clock }
+    pub fn new(socket: OwnedFd, clock: SystemClock, crowd: Arc<Crowd>) -> Self {
+        Self { socket, decoder: Decoder::default(), spin: Spin::here(crowd), clock }
+    }
+
+    /// How long spinning is known to be of no use.
+    pub fn crowded(&self) -> Duration {
+        self.spin.crowd().left(self.clock.monotonic())
     }
 
     /// Writes a frame's bytes. A worker that does not read is waited for while it lives.
@@ -124,7 +130,7 @@ mod tests {
     fn channel() -> (Channel, UnixStream, OwnedFd) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let alive = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
-        (Channel::new(ours.into(), SystemClock::default()), theirs, alive)
+        (Channel::new(ours.into(), SystemClock::default(), Arc::default()), theirs, alive)
     }
 
     fn answer(id: u64) -> Vec<u8> {

@@ -21,7 +21,8 @@ use super::protocol::{LogLine, error_from_wire};
 use crate::domain::handover::Waiting;
 use crate::runner::load_error::LoadError;
 use crate::runner::{
-    Death, HostCalls, Instances, Isolation, RunnerBackend, RunnerError, RunnerIdentity, method, report_of,
+    Death, HostCalls, Instances, Isolation, Pace, RunnerBackend, RunnerError, RunnerIdentity, method,
+    report_of,
 };
 use crate::sys::sandbox::Reached;
 
@@ -95,11 +96,20 @@ impl Worker {
         self.ready(&mut instance, owner).map(|()| instance)
     }
 
+    /// A new instance that no cycle waits for yet.
+    pub(super) fn spare(&self) -> Result<Instance, RunnerError> {
+        let made = self.factory.loaded(&self.spec, Pace::Background);
+        let (process, loaded) = made.map_err(|error| no_worker(&error))?;
+        self.note_sandbox(loaded.reached);
+        Ok(Instance::fresh(process))
+    }
+
     /// A new instance, made in a process of its own.
     pub(super) fn started(&self, register: impl FnOnce(&Arc<Handle>)) -> Result<Instance, RunnerError> {
         let mut process = self.factory.blank().map_err(|error| no_worker(&error))?;
         register(&process.handle);
-        let loaded = self.factory.load(&mut process, &self.spec).map_err(|error| no_worker(&error))?;
+        let loaded =
+            self.factory.load(&mut process, &self.spec, Pace::Usual).map_err(|error| no_worker(&error))?;
         self.note_sandbox(loaded.reached);
         Ok(Instance::fresh(process))
     }

@@ -19,8 +19,8 @@ use super::frame::Kind;
 use super::protocol::{Load, Unfit};
 use super::serve::{Ear, Home, Wire, serve};
 use crate::runner::{RunnerBackend, launch, load_error::LoadError};
-use crate::sys::guardian;
 use crate::sys::sandbox::{self, SandboxError};
+use crate::sys::{guardian, priority};
 
 /// The hidden subcommand.
 pub const COMMAND: &str = "worker";
@@ -40,7 +40,10 @@ pub fn main() -> u8 {
             return NOT_A_WORKER;
         }
     };
-    match live(gifts) {
+    let lived = live(gifts);
+    // What is left is to be taken down, which nobody waits for.
+    let _ = priority::only_when_idle();
+    match lived {
         Ok(()) => 0,
         Err(error) => {
             eprintln!("kairos worker: {error}");
@@ -59,6 +62,11 @@ fn live(Gifts { data, control, output }: Gifts) -> std::io::Result<()> {
         return Err(std::io::Error::other("the first frame says something else than what to load"));
     }
     let load: Load = serde_json::from_slice(&frame.payload)?;
+    wire.calm(load.crowded);
+    // From a sandbox it can no longer be asked for.
+    if load.confinement.is_some() {
+        let _ = priority::short_turns();
+    }
     let unfit = |code: &str, message: String| {
         let unfit = Unfit { code: code.to_owned(), message };
         wire.send(Kind::Unfit, 0, &[&serde_json::to_vec(&unfit)?])
@@ -82,11 +90,19 @@ fn live(Gifts { data, control, output }: Gifts) -> std::io::Result<()> {
             limit(load.memory_bytes)?;
         }
     }
-    let backend = match become_runner(wire, &load) {
+    let made = if load.at_leisure {
+        priority::at_leisure(|| become_runner(wire, &load))
+    } else {
+        become_runner(wire, &load)
+    };
+    let backend = match made {
         Ok(backend) => backend,
         Err(error) => return unfit(error.code(), error.to_string()),
     };
     Ear::listen(UnixStream::from(control), Arc::clone(&backend), Arc::clone(wire))?;
+    if load.confinement.is_none() {
+        let _ = priority::short_turns();
+    }
     wire.send(Kind::Ready, 0, &[])?;
     serve(wire, &*backend)
 }

@@ -13,11 +13,12 @@ use super::client::Worker;
 use super::frame::{Kind, encode};
 use super::process::Process;
 use super::protocol::{Load, LogLine, Unfit};
+use super::spin::Crowd;
 use super::supervisor::Shared;
 use crate::runner::home::Home;
 use crate::runner::load_error::LoadError;
 use crate::runner::manifest::PluginFile;
-use crate::runner::{HostCalls, Isolation, RunnerIdentity};
+use crate::runner::{HostCalls, Isolation, Pace, RunnerIdentity};
 use crate::sys::clock::{Clock, SystemClock};
 use crate::sys::sandbox::{Confinement, Grants, Level, Reached};
 
@@ -139,7 +140,7 @@ impl WorkerFactory {
     /// # Errors
     /// The system's, when its thread cannot be started.
     pub fn new(program: impl Into<PathBuf>) -> std::io::Result<Self> {
-        Self::started(program.into(), LOAD_TIME, false)
+        Self::started(program.into(), LOAD_TIME, Arc::default(), false)
     }
 
     /// A factory of the same program for trials: its workers run where nobody else wants to, so that
@@ -149,12 +150,18 @@ impl WorkerFactory {
     /// # Errors
     /// The system's, when its thread cannot be started.
     pub fn in_background(&self) -> std::io::Result<Self> {
-        Self::started(self.0.shared.program.clone(), self.1 / 2, true)
+        let shared = &self.0.shared;
+        Self::started(shared.program.clone(), self.1 / 2, Arc::clone(&shared.crowd), true)
     }
 
-    fn started(program: PathBuf, load_time: Duration, trials: bool) -> std::io::Result<Self> {
+    fn started(
+        program: PathBuf,
+        load_time: Duration,
+        crowd: Arc<Crowd>,
+        trials: bool,
+    ) -> std::io::Result<Self> {
         let clock = SystemClock::default();
-        let shared = Shared::start(program, clock, trials)?;
+        let shared = Shared::start(program, clock, crowd, trials)?;
         Ok(Self(Arc::new(Inner { shared, clock }), load_time))
     }
 
@@ -175,10 +182,19 @@ impl WorkerFactory {
     ///
     /// # Errors
     /// Why it cannot serve; those of the loader under their own codes.
-    pub fn start(&self, spec: WorkerSpec) -> Result<Worker, LoadError> {
-        let mut process = self.blank()?;
-        let loaded = self.load(&mut process, &spec)?;
+    pub fn start(&self, spec: WorkerSpec, pace: Pace) -> Result<Worker, LoadError> {
+        let (process, loaded) = self.loaded(&spec, pace)?;
         Ok(Worker::new(self.clone(), spec, loaded, process))
+    }
+
+    /// A new process that has loaded it. In the background it may find no idle moment, and is then
+    /// tried again as urgently as anything else.
+    pub(super) fn loaded(&self, spec: &WorkerSpec, pace: Pace) -> Result<(Process, Loaded), LoadError> {
+        let mut process = self.blank()?;
+        match self.load(&mut process, spec, pace) {
+            Err(LoadError::LoadTimeout(_)) if pace == Pace::Background => self.loaded(spec, Pace::Usual),
+            loaded => loaded.map(|loaded| (process, loaded)),
+        }
     }
 
     /// A process that has loaded nothing yet.
@@ -202,7 +218,12 @@ impl WorkerFactory {
     }
 
     /// Makes a blank process this runner. On an error it is of no use any more.
-    pub(super) fn load(&self, process: &mut Process, spec: &WorkerSpec) -> Result<Loaded, LoadError> {
+    pub(super) fn load(
+        &self,
+        process: &mut Process,
+        spec: &WorkerSpec,
+        pace: Pace,
+    ) -> Result<Loaded, LoadError> {
         // Only the first name counts, and a blank has none.
         let _ = process.label.set(spec.runner.clone());
         let load = Load {
@@ -212,13 +233,16 @@ impl WorkerFactory {
             setup: spec.setup.clone(),
             confinement: spec.confinement.clone(),
             memory_bytes: spec.memory_bytes,
+            crowded: process.channel.crowded(),
+            at_leisure: pace == Pace::Background,
         };
         let unfit = |what: &dyn std::fmt::Display| LoadError::NoWorker(what.to_string());
         let payload = serde_json::to_vec(&load).map_err(|error| unfit(&error))?;
         let frame = encode(Kind::Load, 0, &[&payload]).map_err(|error| unfit(&error))?;
-        let until = Some(self.until(self.1));
+        let limit = if pace == Pace::Background { self.1 / 2 } else { self.1 };
+        let until = Some(self.until(limit));
         let died = |process: &Process, trouble: &Trouble| match trouble {
-            Trouble::Late => LoadError::LoadTimeout(self.1),
+            Trouble::Late => LoadError::LoadTimeout(limit),
             _ => LoadError::Crashed(process.bury(trouble, None).to_string()),
         };
         let handle = Arc::clone(&process.handle);

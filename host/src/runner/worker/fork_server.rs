@@ -87,7 +87,8 @@ impl Running {
         let mut along = SendAncillaryBuffer::new(&mut space);
         along.push(SendAncillaryMessage::ScmRights(&gifts));
         sendmsg(&self.socket, &[IoSlice::new(&[0])], &mut along, SendFlags::NOSIGNAL).ok()?;
-        while let Err(Errno::INTR) = poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&ANSWER_TIME)) {
+        while let Err(Errno::INTR) = poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&ANSWER_TIME))
+        {
         }
         let mut answer = [0; 4];
         let (_, came) = recv(&self.socket, &mut answer, RecvFlags::DONTWAIT).ok()?;
@@ -147,7 +148,8 @@ fn next(socket: &OwnedFd) -> Result<Option<Gifts>> {
     let mut along = RecvAncillaryBuffer::new(&mut space);
     let mut word = [0];
     let came = loop {
-        match recvmsg(socket.as_fd(), &mut [IoSliceMut::new(&mut word)], &mut along, RecvFlags::CMSG_CLOEXEC) {
+        match recvmsg(socket.as_fd(), &mut [IoSliceMut::new(&mut word)], &mut along, RecvFlags::CMSG_CLOEXEC)
+        {
             Err(Errno::INTR) => {}
             came => break came?,
         }

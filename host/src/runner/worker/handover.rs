@@ -242,7 +242,7 @@ impl Instances for Worker {
 
     fn warm(&self, count: usize) -> Result<(), RunnerError> {
         while self.idle().len() < count.min(MAX_IDLE) {
-            let fresh = self.started(|_| ())?;
+            let fresh = self.spare()?;
             self.idle().push(fresh);
         }
         Ok(())

@@ -19,6 +19,7 @@ use rustix::process::{
 use super::channel::{Channel, Trouble};
 use super::fork_server::ForkServer;
 use super::frame::{Kind, encode};
+use super::spin::Crowd;
 use crate::runner::Death;
 use crate::runner::death::describe;
 use crate::sys::clock::SystemClock;
@@ -79,7 +80,7 @@ impl Process {
     ///
     /// # Errors
     /// The system's.
-    pub fn spawn(server: &mut ForkServer, clock: SystemClock) -> std::io::Result<Started> {
+    pub fn spawn(server: &mut ForkServer, clock: SystemClock, crowd: Arc<Crowd>) -> std::io::Result<Started> {
         let pair = || socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
         let (ours, theirs) = pair()?;
         let (control, its_control) = pair()?;
@@ -98,7 +99,7 @@ impl Process {
         };
         let process = Self {
             handle: Arc::new(handle),
-            channel: Channel::new(ours, clock),
+            channel: Channel::new(ours, clock, crowd),
             label: Arc::default(),
             last_id: 0,
         };

@@ -1,6 +1,7 @@
 //! The payloads of the frames that are more than bytes of the plugin API.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use kairos_plugin_api::adapter::Setup;
 use kairos_plugin_api::manifest::Manifest;
@@ -27,6 +28,10 @@ pub struct Load {
     pub confinement: Option<Confinement>,
     /// Most bytes that a worker which is not confined may write to.
     pub memory_bytes: u64,
+    /// How long the daemon knows that spinning is of no use.
+    pub crowded: Duration,
+    /// True when nobody waits for it: it is mapped and made where no one else wants to run.
+    pub at_leisure: bool,
 }
 
 /// Why a plugin could not be loaded.

@@ -20,6 +20,7 @@ use super::protocol::{LogLine, error_to_wire, level_number};
 use super::spin::Spin;
 use crate::runner::{HostCalls, RunnerBackend, RunnerError, encoded, method};
 use crate::sys::clock::{Clock, SystemClock};
+use crate::sys::priority;
 
 /// A runner that looks whether it should stop gets the last answer again for so long, so that one
 /// that looks in a tight loop does not spend its time on asking. A nudge ends it.
@@ -55,7 +56,7 @@ struct Reader {
 
 impl Reader {
     fn new(socket: UnixStream, clock: SystemClock) -> Self {
-        Self { socket, decoder: Decoder::default(), spin: Spin::here(), clock }
+        Self { socket, decoder: Decoder::default(), spin: Spin::here(Arc::default()), clock }
     }
 
     /// The next frame; none when the daemon has hung up.
@@ -110,6 +111,12 @@ impl Wire {
     /// The first thing that the daemon wants, or none when it has hung up.
     pub fn first_request(&self) -> Result<Option<Frame>> {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner).next()
+    }
+
+    /// Does not spin for so long.
+    pub fn calm(&self, time: Duration) {
+        let reader = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        reader.spin.crowd().calm(self.clock.monotonic(), time);
     }
 
     /// What it wants next, now that it has been answered: a busy daemon says so at once.
@@ -372,6 +379,8 @@ impl Ear {
             // The daemon has hung up. Between cycles the other thread sees it, too, and drops the
             // runner in peace; one that still computes is not waited for.
             drop(backend);
+            // The last of its threads takes the process down, which nobody waits for.
+            let _ = priority::only_when_idle();
             std::thread::sleep(LEAVE_GRACE);
             std::process::abort();
         };

@@ -4,8 +4,11 @@
 //! It must never cost more than it can save. Whoever waits spins once for each thing it said, for
 //! [`WINDOW`] at most, and then sleeps; after [`MISSES`] answers in a row that took longer it
 //! sleeps at once, until one comes quickly again. Nobody spins who has nothing to expect: an idle
-//! worker, an idle daemon and both ends of a slow call sleep.
+//! worker, an idle daemon and both ends of a slow call sleep. Nor does anybody while the machine has
+//! more to do than processors: what one finds out, all others know, also those that start then.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::sys::clock::{Clock, SystemClock};
@@ -24,9 +27,26 @@ const ROUNDS: u32 = 16;
 /// Hints to the processor between two looks, so that looking does not slow the other end down.
 const PAUSES: u32 = 8;
 
-/// Answers that are slept for at once after somebody else took the processor from a spin. Giving
-/// way on a busy machine can cost a slice of milliseconds: so one answer in this many pays that.
-const CROWDED: u32 = 2000;
+/// Time without spins after somebody else took the processor from one. Giving way on a busy machine
+/// can cost a slice of milliseconds: that is paid a few times a second at most.
+const CALM: Duration = Duration::from_millis(250);
+
+/// What all who spin in a process have learnt: until when there is no use.
+#[derive(Debug, Default)]
+pub struct Crowd(AtomicU64);
+
+impl Crowd {
+    /// How long it still counts as crowded; zero when it does not.
+    pub fn left(&self, now: Duration) -> Duration {
+        Duration::from_nanos(self.0.load(Ordering::Relaxed)).saturating_sub(now)
+    }
+
+    /// Counts as crowded for so long.
+    pub fn calm(&self, now: Duration, time: Duration) {
+        let until = u64::try_from((now + time.min(CALM)).as_nanos()).unwrap_or(u64::MAX);
+        self.0.store(until, Ordering::Relaxed);
+    }
+}
 
 /// What a spin needs of the machine.
 pub trait Cpu {
@@ -58,20 +78,25 @@ pub struct Spin {
     /// Something was said since the last spin in vain.
     expects: bool,
     misses: u32,
-    crowded: u32,
+    crowd: Arc<Crowd>,
     /// Both ends have one processor: while one spins, the other cannot answer.
     alone: bool,
 }
 
 impl Spin {
     /// For a reader on the processors that this thread may use.
-    pub fn here() -> Self {
+    pub fn here(crowd: Arc<Crowd>) -> Self {
         let processors = rustix::thread::sched_getaffinity(None).map_or(1, |set| set.count());
-        Self::on(processors)
+        Self::on(processors, crowd)
     }
 
-    fn on(processors: u32) -> Self {
-        Self { alone: processors < 2, ..Self::default() }
+    fn on(processors: u32, crowd: Arc<Crowd>) -> Self {
+        Self { alone: processors < 2, crowd, ..Self::default() }
+    }
+
+    /// What it learns of the machine.
+    pub fn crowd(&self) -> &Crowd {
+        &self.crowd
     }
 
     /// To be called when something was said to which there will be an answer.
@@ -85,11 +110,11 @@ impl Spin {
         if !self.expects {
             return look();
         }
-        if !self.pays() {
+        let begun = cpu.now();
+        if self.alone || self.misses >= MISSES || !self.crowd.left(begun).is_zero() {
             self.expects = false;
             return None;
         }
-        let begun = cpu.now();
         for round in 0_u32.. {
             if round % ROUNDS == 0 {
                 cpu.give_way();
@@ -99,7 +124,7 @@ impl Spin {
             let found = look();
             let taken = cpu.now().saturating_sub(begun);
             if taken > WINDOW {
-                return self.late(taken, found);
+                return self.late(cpu, taken, found);
             }
             if found.is_some() {
                 self.misses = 0;
@@ -109,20 +134,9 @@ impl Spin {
         None
     }
 
-    fn pays(&mut self) -> bool {
-        if self.alone {
-            return false;
-        }
-        if self.crowded > 0 {
-            self.crowded -= 1;
-            return false;
-        }
-        self.misses < MISSES
-    }
-
-    fn late<T>(&mut self, taken: Duration, found: Option<T>) -> Option<T> {
+    fn late<T>(&mut self, cpu: &impl Cpu, taken: Duration, found: Option<T>) -> Option<T> {
         if taken > 2 * WINDOW {
-            self.crowded = CROWDED;
+            self.crowd.calm(cpu.now(), CALM);
         }
         if found.is_none() {
             self.misses += 1;
@@ -193,7 +207,7 @@ mod tests {
 
     #[test]
     fn nobody_spins_who_has_one_processor_only() {
-        let (mut spin, cpu) = (Spin::on(1), Fake::default());
+        let (mut spin, cpu) = (Spin::on(1, Arc::default()), Fake::default());
         spin.expect();
         assert_eq!(spin.look(&cpu, || -> Option<()> { panic!("it looked") }), None);
         assert_eq!(cpu.gave_way.get(), 0);
@@ -245,13 +259,20 @@ mod tests {
     }
 
     #[test]
-    fn a_crowded_processor_is_left_alone_for_long() {
-        let (mut spin, cpu) = (Spin::default(), Fake::default());
+    fn a_crowded_processor_is_left_alone_by_all_for_long() {
+        let crowd = Arc::<Crowd>::default();
+        let cpu = Fake::default();
+        let [mut spin, mut other] = [(); 2].map(|()| Spin::on(2, Arc::clone(&crowd)));
         cpu.stolen.set(Duration::from_millis(3));
         exchange(&mut spin, &cpu, QUICK);
         assert_eq!(cpu.gave_way.get(), 1);
-        (0..CROWDED).for_each(|_| assert_eq!(exchange(&mut spin, &cpu, QUICK), 0));
-        exchange(&mut spin, &cpu, QUICK);
+        let until = cpu.now() + CALM - QUICK;
+        while cpu.now() < until {
+            assert_eq!(exchange(&mut spin, &cpu, QUICK), 0);
+            assert_eq!(exchange(&mut other, &cpu, QUICK), 0);
+        }
+        cpu.now.set(cpu.now() + QUICK);
+        exchange(&mut other, &cpu, QUICK);
         assert_eq!(cpu.gave_way.get(), 2);
     }
 }

@@ -17,6 +17,7 @@ use super::fork_server::ForkServer;
 use super::handover::{Idle, tell_burning};
 use super::output::{More, Output};
 use super::process::{Handle, Process};
+use super::spin::Crowd;
 use crate::sys::clock::{Clock, SystemClock};
 use crate::sys::priority;
 
@@ -45,6 +46,8 @@ pub struct Shared {
     /// Its workers are for trials: they run where nobody else wants to, and none is kept ready.
     trials: bool,
     clock: SystemClock,
+    /// What the readers of all its workers learn of the machine.
+    pub(super) crowd: Arc<Crowd>,
     wake: OwnedFd,
     state: Mutex<State>,
     started: Condvar,
@@ -72,10 +75,22 @@ impl Shared {
     ///
     /// # Errors
     /// The system's.
-    pub fn start(program: PathBuf, clock: SystemClock, trials: bool) -> std::io::Result<Arc<Self>> {
+    pub fn start(
+        program: PathBuf,
+        clock: SystemClock,
+        crowd: Arc<Crowd>,
+        trials: bool,
+    ) -> std::io::Result<Arc<Self>> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let shared =
-            Arc::new(Self { program, trials, clock, wake, state: Mutex::default(), started: Condvar::new() });
+        let shared = Arc::new(Self {
+            program,
+            trials,
+            clock,
+            crowd,
+            wake,
+            state: Mutex::default(),
+            started: Condvar::new(),
+        });
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &shared.wake, epoll::EventData::new_u64(WAKE), epoll::EventFlags::IN)?;
         let thread = Thread {
@@ -196,11 +211,11 @@ struct Thread {
 
 impl Thread {
     fn run(mut self) {
-        // What it starts inherits it, from the first instruction on: a process that begins has much to
-        // do, while cycles of others want a core for some microseconds.
-        let lowered = if self.shared.trials { priority::only_when_idle() } else { priority::short_turns() };
-        if let Err(error) = lowered {
-            tracing::debug!(%error, trials = self.shared.trials, "runner_workers_as_urgent_as_ever");
+        // What it starts inherits it, from the first instruction on.
+        if self.shared.trials
+            && let Err(error) = priority::only_when_idle()
+        {
+            tracing::debug!(%error, "runner_trials_as_urgent_as_others");
         }
         let mut events: Vec<epoll::Event> = Vec::with_capacity(64);
         while self.tend() {
@@ -276,14 +291,15 @@ impl Thread {
     }
 
     fn spawn(&mut self, now: Duration) {
-        let started = Process::spawn(&mut self.server, self.shared.clock).and_then(|started| {
-            let token = self.token();
-            let (handle, label) = (&started.process.handle, &started.process.label);
-            let output = Output::new(started.output, handle.pid(), Arc::clone(label));
-            epoll::add(&self.epoll, &output, epoll::EventData::new_u64(token), epoll::EventFlags::IN)?;
-            self.outputs.insert(token, output);
-            Ok(started.process)
-        });
+        let started = Process::spawn(&mut self.server, self.shared.clock, Arc::clone(&self.shared.crowd))
+            .and_then(|started| {
+                let token = self.token();
+                let (handle, label) = (&started.process.handle, &started.process.label);
+                let output = Output::new(started.output, handle.pid(), Arc::clone(label));
+                epoll::add(&self.epoll, &output, epoll::EventData::new_u64(token), epoll::EventFlags::IN)?;
+                self.outputs.insert(token, output);
+                Ok(started.process)
+            });
         let mut state = self.shared.state();
         match started {
             Ok(process) => {
