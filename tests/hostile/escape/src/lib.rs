@@ -93,7 +93,7 @@ fn daemon() -> u32 {
     let parent = std::os::unix::process::parent_id();
     let stat = std::fs::read_to_string(format!("/proc/{parent}/stat")).unwrap_or_default();
     let above =
-        stat.split_once("(kairos-worker) ").and_then(|(_, rest)| rest.split(' ').nth(1)?.parse().ok());
+        stat.split_once("(kairos-guardian) ").and_then(|(_, rest)| rest.split(' ').nth(1)?.parse().ok());
     above.unwrap_or(parent)
 }
 
