@@ -31,21 +31,40 @@ const PAUSES: u32 = 8;
 /// can cost a slice of milliseconds: that is paid a few times a second at most.
 const CALM: Duration = Duration::from_millis(250);
 
-/// What all who spin in a process have learnt: until when there is no use.
+/// Two losses of the processor within this time are a crowd; one alone happens on any machine.
+const STRIKES: Duration = Duration::from_millis(20);
+
+/// What all who spin in a process have learnt of the machine, as nanoseconds of the clock.
 #[derive(Debug, Default)]
-pub struct Crowd(AtomicU64);
+pub struct Crowd {
+    /// There is no use in spinning until then.
+    until: AtomicU64,
+    /// When somebody lost the processor last.
+    lost: AtomicU64,
+}
 
 impl Crowd {
     /// How long it still counts as crowded; zero when it does not.
     pub fn left(&self, now: Duration) -> Duration {
-        Duration::from_nanos(self.0.load(Ordering::Relaxed)).saturating_sub(now)
+        Duration::from_nanos(self.until.load(Ordering::Relaxed)).saturating_sub(now)
     }
 
     /// Counts as crowded for so long.
     pub fn calm(&self, now: Duration, time: Duration) {
-        let until = u64::try_from((now + time.min(CALM)).as_nanos()).unwrap_or(u64::MAX);
-        self.0.store(until, Ordering::Relaxed);
+        self.until.store(nanos(now + time.min(CALM)), Ordering::Relaxed);
     }
+
+    /// Somebody else took the processor from a spin.
+    fn lost(&self, now: Duration) {
+        let before = self.lost.swap(nanos(now), Ordering::Relaxed);
+        if before > 0 && now.saturating_sub(Duration::from_nanos(before)) < STRIKES {
+            self.calm(now, CALM);
+        }
+    }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// What a spin needs of the machine.
@@ -136,7 +155,7 @@ impl Spin {
 
     fn late<T>(&mut self, cpu: &impl Cpu, taken: Duration, found: Option<T>) -> Option<T> {
         if taken > 2 * WINDOW {
-            self.crowd.calm(cpu.now(), CALM);
+            self.crowd.lost(cpu.now());
         }
         if found.is_none() {
             self.misses += 1;
@@ -265,7 +284,9 @@ mod tests {
         let [mut spin, mut other] = [(); 2].map(|()| Spin::on(2, Arc::clone(&crowd)));
         cpu.stolen.set(Duration::from_millis(3));
         exchange(&mut spin, &cpu, QUICK);
-        assert_eq!(cpu.gave_way.get(), 1);
+        // Once is no crowd.
+        exchange(&mut other, &cpu, QUICK);
+        assert_eq!(cpu.gave_way.get(), 2);
         let until = cpu.now() + CALM - QUICK;
         while cpu.now() < until {
             assert_eq!(exchange(&mut spin, &cpu, QUICK), 0);
@@ -273,6 +294,6 @@ mod tests {
         }
         cpu.now.set(cpu.now() + QUICK);
         exchange(&mut other, &cpu, QUICK);
-        assert_eq!(cpu.gave_way.get(), 2);
+        assert_eq!(cpu.gave_way.get(), 3);
     }
 }
