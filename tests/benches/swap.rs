@@ -71,7 +71,7 @@ fn main() {
             registry(isolation, swaps, Duration::ZERO, cores, alone);
         }
         if wanted("paced") {
-            registry(isolation, (swaps / 4).max(2), PACE, cores, alone);
+            registry(isolation, swaps, PACE, cores, alone);
         }
         if wanted("free_core") && cores > 1 {
             registry(isolation, (swaps / 4).max(2), Duration::ZERO, cores - 1, alone / 4);
