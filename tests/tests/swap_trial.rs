@@ -10,8 +10,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use kairos_tests::swaps::*;
-use kairos_tests::{Root, plugin};
-use serde_json::json;
+use kairos_tests::{Daemon, Root, plugin};
+use serde_json::{Value, json};
 
 /// A root in workers, and the file that keeps versions in mode `breaks` from being made.
 fn breakable(swap: &str) -> (Root, PathBuf) {
@@ -32,24 +32,31 @@ fn occupied(root: &Root) -> Result<(String, PathBuf)> {
     Ok((id, gate))
 }
 
-#[test]
-fn a_version_whose_instances_cannot_be_made_any_more_is_rolled_back() -> Result<()> {
-    let (root, broken) = breakable("swap: {canary_cycles: 20, canary_error_rate: 0, drain_timeout: 20s}");
-    let _daemon = root.start()?;
+/// Puts a version on trial whose second instance cannot be made, and a mandate that needs it: it must
+/// be done by the version before. The mandate as it ended.
+fn rolled_back_for_want_of_instances(swap: &str) -> Result<(Root, Daemon, Value)> {
+    let (root, broken) = breakable(swap);
+    let daemon = root.start()?;
     run(&root, &[])?;
     let view = swapped(&root, &trusted(&root, "breaks"));
     let (holds, gate) = occupied(&root)?;
     fs::write(&broken, "")?;
-    // It needs a second worker.
     let id = root.add("work", &[]);
     let row = root.wait_state(&id, &["succeeded", "failed", "review"])?;
     assert_eq!(row["state"], "succeeded", "{row}");
-    assert!(last_cycle(&row)["summary"].as_str().unwrap().starts_with("plain after"), "{row}");
     assert_eq!(serving(&root)["generation"], view["from"]);
     assert_eq!(states(&root), ["rolled_back", "active"]);
-    assert!(root.logged("runner_passed_its_trial").is_empty());
     fs::write(gate, "")?;
     assert_eq!(root.wait_state(&holds, &["succeeded", "failed", "review"])?["state"], "succeeded");
+    Ok((root, daemon, row))
+}
+
+#[test]
+fn a_version_whose_instances_cannot_be_made_any_more_is_rolled_back() -> Result<()> {
+    let settings = "swap: {canary_cycles: 20, canary_error_rate: 0, drain_timeout: 20s}";
+    let (root, _daemon, row) = rolled_back_for_want_of_instances(settings)?;
+    assert!(last_cycle(&row)["summary"].as_str().unwrap().starts_with("plain after"), "{row}");
+    assert!(root.logged("runner_passed_its_trial").is_empty());
     Ok(())
 }
 
@@ -57,21 +64,9 @@ fn a_version_whose_instances_cannot_be_made_any_more_is_rolled_back() -> Result<
 fn a_trial_whose_time_is_over_while_nothing_can_begin_has_failed() -> Result<()> {
     // No count of errors ends this one.
     let settings = "swap: {canary_cycles: 100, canary_time: 6s, canary_error_rate: 1, drain_timeout: 20s}";
-    let (root, broken) = breakable(settings);
-    let _daemon = root.start()?;
-    run(&root, &[])?;
-    let view = swapped(&root, &trusted(&root, "breaks"));
-    let (holds, gate) = occupied(&root)?;
-    fs::write(&broken, "")?;
-    let id = root.add("work", &[]);
-    let row = root.wait_state(&id, &["succeeded", "failed", "review"])?;
-    assert_eq!(row["state"], "succeeded", "{row}");
-    assert_eq!(serving(&root)["generation"], view["from"]);
-    assert_eq!(states(&root), ["rolled_back", "active"]);
+    let (root, _daemon, _) = rolled_back_for_want_of_instances(settings)?;
     let history = root.json(&["plugin", "history", "v"]);
     assert!(history[0]["reason"].as_str().unwrap().starts_with("it cannot begin cycles: "), "{history}");
-    fs::write(gate, "")?;
-    assert_eq!(root.wait_state(&holds, &["succeeded", "failed", "review"])?["state"], "succeeded");
     Ok(())
 }
 

@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! daemon                                        worker (kairos worker)
-//! client  -- Run ------------ socket, fd 0 ---> serve ---> runner
+//! client  -- Run ---------------- socket -----> serve ---> runner
 //!         <-- Call, Ask, Log --                        <-- calls of the context
 //!         --- Answer, Refusal, Stopping ------>
 //!         <-- Done | Failed ---
-//!         --- Nudge, Drain -- socket, fd 1 ---> ear
-//! supervisor <-- output ----- pipe, fd 2 ------ whatever the plugin prints
+//!         --- Nudge, Drain -- second socket --> ear
+//! supervisor <-- output ----- pipe, fd 1, 2 --- whatever the plugin prints
+//!            --- the other ends of these -----> fork server, which each worker is forked from
 //! ```
 //!
 //! The daemon holds each worker by its pidfd: a death is an event, named by signal and phase. A
