@@ -241,20 +241,30 @@ impl WorkerFactory {
         let frame = encode(Kind::Load, 0, &[&payload]).map_err(|error| unfit(&error))?;
         let limit = if pace == Pace::Background { self.1 / 2 } else { self.1 };
         let until = Some(self.until(limit));
-        let died = |process: &Process, trouble: &Trouble| match trouble {
-            Trouble::Late => LoadError::LoadTimeout(limit),
-            _ => LoadError::Crashed(process.bury(trouble, None).to_string()),
-        };
         let handle = Arc::clone(&process.handle);
         if spec.confinement.is_none() {
             handle.is_guarded();
         }
-        process.channel.send(&frame, &*handle, until).map_err(|trouble| died(process, &trouble))?;
+        process
+            .channel
+            .send(&frame, &*handle, until)
+            .map_err(|trouble| late_or_died(process, &trouble, limit))?;
+        Self::settle(process, spec, until, limit)
+    }
+
+    /// What comes of a load that was sent: until then the worker says how far it is confined, and logs.
+    fn settle(
+        process: &mut Process,
+        spec: &WorkerSpec,
+        until: Option<Duration>,
+        limit: Duration,
+    ) -> Result<Loaded, LoadError> {
+        let handle = Arc::clone(&process.handle);
         let mut reached = None;
         loop {
             let frame = match process.channel.receive(&*handle, until) {
                 Ok(frame) => frame,
-                Err(trouble) => return Err(died(process, &trouble)),
+                Err(trouble) => return Err(late_or_died(process, &trouble, limit)),
             };
             let unreadable =
                 |error: serde_json::Error| LoadError::Crashed(format!("its worker said {error}"));
@@ -290,9 +300,17 @@ impl WorkerFactory {
                 }
                 (other, _) => {
                     let error = super::frame::FrameError::OutOfPlace(other);
-                    return Err(died(process, &Trouble::Broken(error)));
+                    return Err(late_or_died(process, &Trouble::Broken(error), limit));
                 }
             }
         }
+    }
+}
+
+/// A process that answers no more is buried.
+fn late_or_died(process: &Process, trouble: &Trouble, limit: Duration) -> LoadError {
+    match trouble {
+        Trouble::Late => LoadError::LoadTimeout(limit),
+        _ => LoadError::Crashed(process.bury(trouble, None).to_string()),
     }
 }
