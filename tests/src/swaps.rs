@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::variant::version;
 use crate::{Daemon, Ran, Root};
@@ -42,6 +42,30 @@ pub fn with_deadline(mode: &str, settings: &str, isolation: &str, deadline: &str
     root.write("config/daemon.yml", &text);
     root.write("config/replies.yml", "cycle: true\nreplies:\n  - {text: so be it}\n");
     root
+}
+
+/// A root in workers, and the file that keeps versions in mode `breaks` from being made.
+#[must_use]
+pub fn breakable(settings: &str) -> (Root, PathBuf) {
+    let root = isolated("plain", &format!("max_concurrent_cycles: 2\n{settings}"), "process");
+    let broken = root.aside().join("broken");
+    let path = root.file("config/daemon.yml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let file = json!(broken.display().to_string());
+    let params = format!("isolation: process, params: {{broken: {file}}}");
+    root.write("config/daemon.yml", &text.replace("isolation: process", &params));
+    (root, broken)
+}
+
+/// A cycle that keeps the one worker there is until the test writes the file that it names.
+///
+/// # Errors
+/// It does not begin.
+pub fn occupied(root: &Root) -> Result<(String, PathBuf)> {
+    let gate = root.aside().join("gate");
+    let id = root.add("holds", &[&format!("gate={}", json!(gate.display().to_string()))]);
+    root.wait_state(&id, &["running"])?;
+    Ok((id, gate))
 }
 
 /// Where daemon.yml says that the plugin is.

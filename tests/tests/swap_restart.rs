@@ -1,9 +1,10 @@
 //! What a restart makes of a version that was swapped in: one that cannot be loaded, one that killed
-//! the daemon, one whose errors were counted before.
+//! the daemon, one whose errors were counted before, one that could not begin its cycles before.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![allow(clippy::disallowed_methods, reason = "a test writes plain files")]
 
+use std::fs;
 use std::path::Path;
 
 use anyhow::Result;
@@ -89,6 +90,65 @@ fn a_version_on_trial_that_kills_the_daemon_is_rolled_back_by_the_next_start() -
     assert_eq!(row["cycles"][0]["status"], "interrupted", "{row}");
     assert_eq!(serving(&root)["generation"], view["from"]);
     assert_eq!(states(&root), ["rolled_back", "active"]);
+    Ok(())
+}
+
+/// As if a mandate had been running in so many boots that died that the next one is the last.
+fn close_to_its_crash_limit(root: &Root, id: &str) -> Result<()> {
+    let store = rusqlite::Connection::open(root.file("state/store.db"))?;
+    assert_eq!(store.execute("UPDATE mandate SET deaths=57 WHERE id=?1 AND state='running'", [id])?, 1);
+    store.close().map_err(|(_, error)| error)?;
+    Ok(())
+}
+
+#[test]
+fn a_mandate_that_comes_to_its_crash_limit_on_a_version_that_is_rolled_back_is_run_again() -> Result<()> {
+    let root = root("plain", LONG_TRIAL);
+    let mut daemon = root.start()?;
+    run(&root, &["prompt=hello"])?;
+    let view = swapped(&root, &trusted(&root, "traps-abort"));
+    let id = root.add("work", &["trap=true", "prompt=hello"]);
+    assert!(daemon.wait()?.code().is_none(), "by a signal");
+    close_to_its_crash_limit(&root, &id)?;
+    let mut daemon = root.start()?;
+    let row = root.wait_state(&id, &["succeeded", "failed", "review"])?;
+    assert_eq!((&row["state"], summary(&row)), (&json!("succeeded"), "plain after 2"), "{row}");
+    assert_eq!(row["cycles"][0]["status"], "rolled_back", "{row}");
+    assert_eq!(serving(&root)["generation"], view["from"]);
+    assert_eq!(states(&root), ["rolled_back", "active"]);
+    // Where no version on trial is to blame, a person looks as ever.
+    let gate = root.aside().join("gate");
+    let second = root.add("work", &[&format!("gate={}", json!(gate.display().to_string()))]);
+    root.wait_state(&second, &["running"])?;
+    daemon.kill()?;
+    close_to_its_crash_limit(&root, &second)?;
+    let _daemon = root.start()?;
+    let row = root.wait_state(&second, &["succeeded", "failed", "review"])?;
+    assert_eq!((&row["state"], &row["reason"]), (&json!("review"), &json!("crash_loop")), "{row}");
+    Ok(())
+}
+
+#[test]
+fn cycles_that_a_version_on_trial_could_not_begin_count_across_restarts() -> Result<()> {
+    let settings = "swap: {canary_cycles: 20, canary_time: 1h, canary_error_rate: 0.05, drain_timeout: 20s}";
+    let (root, broken) = breakable(settings);
+    let mut daemon = root.start()?;
+    run(&root, &[])?;
+    let view = swapped(&root, &trusted(&root, "breaks"));
+    let errors = || serving(&root)["swap"]["canary"]["errors"].clone();
+    let (first, gate) = occupied(&root)?;
+    fs::write(&broken, "")?;
+    let waits = root.add("work", &[]);
+    root.wait_for("a cycle that could not begin", || (errors() == 1).then_some(()))?;
+    daemon.kill()?;
+    fs::write(&gate, "")?;
+    fs::remove_file(&broken)?;
+    let _daemon = root.start()?;
+    assert_eq!(errors(), 1, "what could not begin before is not forgotten");
+    for id in [first, waits] {
+        assert_eq!(root.wait_state(&id, &["succeeded", "failed", "review"])?["state"], "succeeded");
+    }
+    assert_eq!(serving(&root)["generation"], view["generation"], "one in twenty may");
     Ok(())
 }
 

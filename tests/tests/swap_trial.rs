@@ -6,31 +6,11 @@
 #![allow(clippy::disallowed_methods, reason = "a test writes plain files")]
 
 use std::fs;
-use std::path::PathBuf;
 
 use anyhow::Result;
 use kairos_tests::swaps::*;
 use kairos_tests::{Daemon, Root, plugin};
-use serde_json::{Value, json};
-
-/// A root in workers, and the file that keeps versions in mode `breaks` from being made.
-fn breakable(swap: &str) -> (Root, PathBuf) {
-    let root = isolated("plain", &format!("max_concurrent_cycles: 2\n{swap}"), "process");
-    let broken = root.aside().join("broken");
-    let path = root.file("config/daemon.yml");
-    let text = fs::read_to_string(&path).unwrap();
-    let params = format!("isolation: process, params: {{broken: {}}}", json!(broken.display().to_string()));
-    fs::write(&path, text.replace("isolation: process", &params)).unwrap();
-    (root, broken)
-}
-
-/// A cycle that keeps the one worker there is until the test wants it to end.
-fn occupied(root: &Root) -> Result<(String, PathBuf)> {
-    let gate = root.aside().join("gate");
-    let id = root.add("holds", &[&format!("gate={}", json!(gate.display().to_string()))]);
-    root.wait_state(&id, &["running"])?;
-    Ok((id, gate))
-}
+use serde_json::Value;
 
 /// Puts a version on trial whose second instance cannot be made, and a mandate that needs it: it must
 /// be done by the version before. The mandate as it ended.

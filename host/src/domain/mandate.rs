@@ -323,6 +323,10 @@ pub const BOOT_DEATH: u32 = 3;
 /// What a runner's process that died of the mandate adds.
 pub const RUNNER_DEATH: u32 = 20;
 
+/// The reason of a mandate that is in review since its cycle changed something on a version that was
+/// rolled back then.
+pub const ROLLED_BACK_AFTER_ACT: &str = "rolled_back_after_act";
+
 /// Decides what follows a cycle.
 ///
 /// `cycle` counts from 1; `errors_before` is the number of cycles in a row that failed before this

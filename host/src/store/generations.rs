@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::{Pending, Result, StepRow};
 use crate::domain::generation::{GenerationEvent, GenerationState};
 use crate::domain::handover::HandOver;
-use crate::domain::mandate::CycleStatus;
+use crate::domain::mandate::{CycleStatus, MandateState};
 
 /// Recorded cycles that are kept of each runner; older ones are forgotten with each that comes.
 pub const RECENT_MAX: usize = 64;
@@ -134,11 +134,19 @@ pub struct GenerationRow {
     pub canary: bool,
     /// The states it went through, oldest first.
     pub trail: Vec<TrailEntry>,
-    /// What its replay showed.
+    /// What its replay showed, and what its trial has counted that no cycle tells.
     pub details: Value,
     /// The states its predecessor gave it.
     #[serde(skip)]
     pub handover: Option<HandOver>,
+}
+
+impl GenerationRow {
+    /// Cycles that it could not begin while it was on trial.
+    #[must_use]
+    pub fn not_begun(&self) -> u32 {
+        self.details["not_begun"].as_u64().and_then(|count| u32::try_from(count).ok()).unwrap_or(0)
+    }
 }
 
 /// What is not known is null in JSON.
@@ -195,8 +203,23 @@ pub trait GenerationStore: Send + Sync + 'static {
     /// The last cycles of a runner that ended with a report, newest first.
     fn recent_cycles(&self, runner: &str, limit: usize) -> Result<Vec<RecordedCycle>>;
     /// The attempts that a generation began in a slot since that time and that have ended, in their
-    /// order. Reads every cycle there is.
+    /// order. Looks at the mandates that are open or have ended since then, at no history.
     fn ended_cycles(&self, runner: &str, sha256: &str, since: DateTime<Utc>) -> Result<Vec<EndedCycle>>;
+    /// Counts a cycle that a version on trial could not begin, see [`GenerationRow::not_begun`].
+    /// Of one that is not on trial (any more) nothing is counted.
+    fn note_not_begun(&self, n: i64) -> Pending<()>;
+    /// Mandates that came to their crash limit at a start, with a cycle of that generation that was
+    /// begun or continued since that time. They are in review.
+    fn crash_looped(&self, runner: &str, sha256: &str, since: DateTime<Utc>) -> Result<Vec<String>>;
+    /// Takes the last death off such a mandate, since it was that of a version which has failed its
+    /// trial: it begins its cycle afresh, before all others. If a tool of it changed something, it
+    /// stays in review, `rolled_back_after_act`. Gives where it stands.
+    fn run_crash_looped_again(
+        &self,
+        mandate: String,
+        why: String,
+        at: DateTime<Utc>,
+    ) -> Pending<MandateState>;
     /// Every generation that an open mandate or a slot may still need, and the last few of each slot.
     fn needed_generations(&self) -> Result<Vec<String>>;
 }

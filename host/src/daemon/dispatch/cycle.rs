@@ -146,7 +146,7 @@ impl Inner {
             },
         };
         if ran.verdict.end != CycleEnd::RolledBack {
-            self.ask_trial(&cycle, &mut ran).await;
+            self.ask_trial(&cycle, &mut ran, true).await;
         }
         let recorded = self.finish(&cycle, &running, &ran, chain).await;
         if let Some(services) = ran.services.clone().filter(|services| !services.is_settled()) {
@@ -225,7 +225,7 @@ impl Inner {
 
     /// Whoever watches generations on trial hears of the end before it is recorded: a failure that
     /// is the trial's is not the mandate's.
-    async fn ask_trial(&self, cycle: &ClaimedCycle, ran: &mut Ran) {
+    async fn ask_trial(&self, cycle: &ClaimedCycle, ran: &mut Ran, begun: bool) {
         let Some(trials) = self.trials.get().and_then(std::sync::Weak::upgrade) else { return };
         let seen = TrialCycle {
             runner: &cycle.runner,
@@ -237,6 +237,7 @@ impl Inner {
                     ran.report.as_ref().map_or(Usage::ZERO, |report| services.claimed_beyond(report));
                 services.booked().plus(beyond)
             }),
+            begun,
         };
         if let OnTrial::RunAgain(reason) = trials.ended(seen).await
             && (matches!(ran.verdict.end, CycleEnd::Error | CycleEnd::Died)
@@ -263,7 +264,7 @@ impl Inner {
             error: Some(not.reason.clone()),
         };
         let mut ran = Ran { verdict, report: None, services: None };
-        self.ask_trial(cycle, &mut ran).await;
+        self.ask_trial(cycle, &mut ran, false).await;
         (ran.verdict.end == CycleEnd::RolledBack).then_some(ran)
     }
 

@@ -128,6 +128,8 @@ pub struct TrialCycle<'a> {
     pub verdict: &'a Verdict,
     /// What it used, metered or claimed.
     pub usage: Usage,
+    /// False when its version could not even begin it. It is no end then, and nothing records it.
+    pub begun: bool,
 }
 
 /// What a trial says to the end of a cycle.

@@ -92,18 +92,29 @@ impl Counters {
         Self { baseline, ..Self::default() }
     }
 
-    /// The books of a trial that goes on after a start, and what they say by now.
+    /// The books of a trial that goes on after a start, and what they say by now: of the cycles that it
+    /// has ended, and of those that it could not begin.
     #[must_use]
-    pub fn of(recorded: &[RecordedCycle], ended: &[EndedCycle], settings: &Settings) -> (Self, Decision) {
+    pub fn of(
+        recorded: &[RecordedCycle],
+        ended: &[EndedCycle],
+        not_begun: u32,
+        settings: &Settings,
+    ) -> (Self, Decision) {
         let mut counters = Self::new(recorded);
         let mut decision = Decision::GoOn;
-        for cycle in ended {
+        // First what cost nothing, so that nothing looks dearer on the way than it is in the end.
+        let not_begun = std::iter::repeat_n((Counts::Error, Usage::ZERO), not_begun as usize);
+        let ended = ended.iter().map(|cycle| {
             let counts = match cycle.status {
                 CycleStatus::Ok | CycleStatus::Paused => Counts::Well,
                 CycleStatus::Error => Counts::Error,
                 CycleStatus::Interrupted | CycleStatus::RolledBack => Counts::Nothing,
             };
-            decision = counters.book(counts, cycle.usage, settings);
+            (counts, cycle.usage)
+        });
+        for (counts, usage) in not_begun.chain(ended) {
+            decision = counters.book(counts, usage, settings);
             if let Decision::RollBack(_) = decision {
                 break;
             }
@@ -240,6 +251,18 @@ mod tests {
                 "2 of its 10 cycles reported an error or could not begin; 1 of 10 may".to_owned()
             )
         );
+    }
+
+    #[test]
+    fn books_of_a_trial_that_goes_on_count_what_could_not_begin() {
+        let ended = |status| EndedCycle { status, usage: Usage::ZERO };
+        let of = |ended: &[EndedCycle], not_begun| Counters::of(&[], ended, not_begun, &settings());
+        let (counters, decision) = of(&[ended(CycleStatus::Ok)], 1);
+        assert_eq!((counters.cycles, counters.errors, decision), (2, 1, Decision::GoOn));
+        assert_eq!(of(&[], 1).1, Decision::GoOn);
+        for (cycles, not_begun) in [(&[][..], 2), (&[ended(CycleStatus::Error)], 1)] {
+            assert!(matches!(of(cycles, not_begun).1, Decision::RollBack(_)), "{not_begun}");
+        }
     }
 
     #[test]

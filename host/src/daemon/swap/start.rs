@@ -158,9 +158,11 @@ impl Swaps {
                 other.life.runner == row.life.runner && other.state == GenerationState::Standby
             });
             if let Some(former) = former {
-                let fault = inner.died_with(row, recovered);
+                let looped = inner.crash_looped(row).await;
+                let fault = inner.died_with(row, recovered, &looped);
                 if let Some(why) = inner.resume_trial(row, former, fault).await {
                     inner.queue_again(row, recovered, &why).await;
+                    inner.queue_looped_again(looped, &why).await;
                 }
             }
         }
@@ -173,17 +175,43 @@ const NOT_LOADED: &str = "it could not be loaded when the daemon started";
 impl Inner {
     /// In process a version's crash is the daemon's: one that had a cycle open when the daemon came to
     /// an unclean end is not to be tried again.
-    fn died_with(&self, row: &GenerationRow, recovered: &Recovered) -> Option<String> {
+    fn died_with(&self, row: &GenerationRow, recovered: &Recovered, looped: &[String]) -> Option<String> {
         let serves = self.parts.runners.current(&row.life.runner).ok();
         let in_process = serves.map_or(row.life.isolation == Isolation::InProcess.to_string(), |serves| {
             serves.isolation() == Isolation::InProcess
         });
+        let died = |what: String| format!("the daemon died in its process while it ran {what}");
+        if !(recovered.unclean && in_process) {
+            return None;
+        }
         let open = recovered.running.iter().find(|cycle| is_of(cycle, row));
-        let cycle = open.filter(|_| recovered.unclean && in_process)?;
-        Some(format!(
-            "the daemon died in its process while it ran cycle {} of mandate {}",
-            cycle.mandate.cycle, cycle.mandate.id
-        ))
+        let open = open.map(|cycle| format!("cycle {} of mandate {}", cycle.mandate.cycle, cycle.mandate.id));
+        // Of one that went to a person for that, recovery hands nothing back.
+        open.or_else(|| looped.first().map(|id| format!("mandate {id}"))).map(died)
+    }
+
+    /// Mandates that are in review since a daemon died once too often while they ran, the last time
+    /// on that version. From the store, so that a start which is cut short leaves nothing out.
+    async fn crash_looped(&self, row: &GenerationRow) -> Vec<String> {
+        let (generations, since) = (Arc::clone(&self.parts.generations), row.since);
+        let (runner, sha256) = (row.life.runner.clone(), row.life.sha256.clone());
+        let read =
+            tokio::task::spawn_blocking(move || generations.crash_looped(&runner, &sha256, since)).await;
+        read.unwrap_or(Err(store::Error::Closed)).unwrap_or_else(|error| {
+            tracing::error!(runner = row.life.runner, %error, "daemon_crash_loops_not_read");
+            Vec::new()
+        })
+    }
+
+    /// Gives those back to the queue whose last death was that of a version which failed its trial.
+    async fn queue_looped_again(&self, looped: Vec<String>, why: &str) {
+        for mandate in looped {
+            let (why, at) = (format!("rolled back: {why}"), self.parts.clock.now());
+            match self.parts.generations.run_crash_looped_again(mandate.clone(), why, at).await {
+                Ok(state) => tracing::info!(mandate, %state, "mandate_crash_not_its_own"),
+                Err(error) => tracing::error!(mandate, %error, "daemon_cycle_not_queued_again"),
+            }
+        }
     }
 
     /// Gives the open cycles of a version that failed its trial back to the queue.
@@ -270,7 +298,7 @@ impl Inner {
             tracing::error!(runner = row.life.runner, %error, "runner_trial_counted_afresh");
             Vec::new()
         });
-        Counters::of(&before, &ended, settings)
+        Counters::of(&before, &ended, row.not_begun(), settings)
     }
 
     /// Takes a trial up where it was. With a `fault`, or one that shows now, it ends at once: why.

@@ -131,6 +131,13 @@ impl Inner {
                 OnTrial::Keep
             };
         };
+        if !cycle.begun {
+            // Before it counts here: no cycle's end will tell the next start of it.
+            let noted = self.parts.generations.note_not_begun(trial.rows.1).await;
+            if let Err(error) = noted {
+                tracing::warn!(runner = cycle.runner, %error, "runner_trial_not_counted");
+            }
+        }
         match trial.book(Counts::of(cycle.verdict), cycle.usage) {
             Decision::GoOn => OnTrial::Keep,
             Decision::Pass => {

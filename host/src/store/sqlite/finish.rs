@@ -10,7 +10,8 @@ use super::schedules;
 use super::txn::{About, Txn};
 use super::{claim, lines, queue, recent};
 use crate::domain::mandate::{
-    AfterCycle, CycleEnd, CycleStatus, MandateEvent, MandateState, RUNNER_DEATH, after_cycle,
+    AfterCycle, CycleEnd, CycleStatus, MandateEvent, MandateState, ROLLED_BACK_AFTER_ACT, RUNNER_DEATH,
+    after_cycle,
 };
 use crate::store::{FinishRequest, Finished};
 
@@ -48,7 +49,7 @@ pub fn finish(txn: &mut Txn<'_>, request: &FinishRequest) -> Res<Finished> {
     recent::keep(txn, &mandate, request, end)?;
     mandate.state = mandate.state.next(MandateEvent::CycleEnded(after))?;
     let stopped = (end == CycleEnd::Cancelled).then(|| mandate.reason.take()).flatten();
-    let acted = acted.then(|| "rolled_back_after_act".to_owned());
+    let acted = acted.then(|| ROLLED_BACK_AFTER_ACT.to_owned());
     mandate.reason = stopped
         .or(acted)
         .or_else(|| request.reason.clone())
@@ -90,7 +91,7 @@ fn end_of(mandate: &Mandate, end: CycleEnd) -> CycleEnd {
 
 /// True when a tool of this record changed something, or nobody can tell that it did not. Reads may
 /// be repeated, and a tool that says it could not has not.
-fn has_acted(txn: &Txn<'_>, mandate: &Mandate) -> Res<bool> {
+pub fn has_acted(txn: &Txn<'_>, mandate: &Mandate) -> Res<bool> {
     let found = txn.first(
         "SELECT 1 FROM step WHERE mandate=?1 AND cycle=?2 AND epoch=?3 AND kind IN ('tool', 'propose') \
          AND NOT (json_extract(intent, '$.repeatable') IS 1 AND json_extract(intent, '$.post_hash') IS NULL) \

@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 use super::fail::{Fail, Res};
 use super::row::{json as json_of, maybe_json, micros, time, word};
 use super::txn::{About, Txn, all, first};
-use super::{SqliteStore, recent};
+use super::{SqliteStore, recent, recover};
 use crate::domain::generation::{GenerationEvent, GenerationState};
+use crate::domain::mandate::MandateState;
 use crate::store::{
     EndedCycle, Error, GenerationMove, GenerationRow, GenerationStore, Life, NewRefusal, Pending,
     RecordedCycle, Result, TrailEntry,
@@ -65,6 +66,31 @@ impl GenerationStore for SqliteStore {
     fn ended_cycles(&self, runner: &str, sha256: &str, since: DateTime<Utc>) -> Result<Vec<EndedCycle>> {
         let (runner, sha256) = (runner.to_owned(), sha256.to_owned());
         self.look(move |conn| recent::ended(conn, &runner, &sha256, since))
+    }
+
+    fn note_not_begun(&self, n: i64) -> Pending<()> {
+        self.run(move |txn| {
+            txn.exec(
+                "UPDATE generation SET details=json_set(coalesce(details, '{}'), '$.not_begun', \
+                 coalesce(json_extract(details, '$.not_begun'), 0)+1) WHERE n=?1 AND canary",
+                [n],
+            )?;
+            Ok(())
+        })
+    }
+
+    fn crash_looped(&self, runner: &str, sha256: &str, since: DateTime<Utc>) -> Result<Vec<String>> {
+        let (runner, sha256) = (runner.to_owned(), sha256.to_owned());
+        self.look(move |conn| recover::crash_looped(conn, &runner, &sha256, since))
+    }
+
+    fn run_crash_looped_again(
+        &self,
+        mandate: String,
+        why: String,
+        at: DateTime<Utc>,
+    ) -> Pending<MandateState> {
+        self.run(move |txn| recover::run_again(txn, &mandate, &why, at))
     }
 
     fn needed_generations(&self) -> Result<Vec<String>> {

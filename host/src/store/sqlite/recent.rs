@@ -56,22 +56,18 @@ pub fn keep(txn: &Txn<'_>, mandate: &Mandate, request: &FinishRequest, end: Cycl
     Ok(())
 }
 
+/// Finds the attempts that a version has ended. Whatever it began since then belongs to a mandate that
+/// is open or has ended since then, and those have an index each.
+pub const ENDED: &str = "SELECT mandate, cycle, attempt, status FROM cycle WHERE mandate IN ( \
+       SELECT n FROM mandate INDEXED BY mandate_open WHERE ended IS NULL AND runner=?1 AND cycle>0 \
+       UNION ALL SELECT n FROM mandate INDEXED BY mandate_ended WHERE ended>=?3 AND runner=?1) \
+     AND runner=?1 AND generation=?2 AND started>=?3 AND status IS NOT NULL ORDER BY ended";
+
 /// See [`crate::store::GenerationStore::ended_cycles`].
 pub fn ended(conn: &Connection, runner: &str, sha256: &str, since: DateTime<Utc>) -> Res<Vec<EndedCycle>> {
-    let rows = all(
-        conn,
-        "SELECT mandate, cycle, attempt, status FROM cycle \
-         WHERE runner=?1 AND generation=?2 AND started>=?3 AND status IS NOT NULL ORDER BY ended",
-        (runner, sha256, micros(since)),
-        |row| {
-            Ok((
-                row.get::<_, i64>(0)?,
-                row.get::<_, u32>(1)?,
-                row.get::<_, u32>(2)?,
-                row.get::<_, String>(3)?,
-            ))
-        },
-    )?;
+    let rows = all(conn, ENDED, (runner, sha256, micros(since)), |row| {
+        Ok((row.get::<_, i64>(0)?, row.get::<_, u32>(1)?, row.get::<_, u32>(2)?, row.get::<_, String>(3)?))
+    })?;
     let known = rows.into_iter().filter_map(|(mandate, cycle, attempt, status)| {
         CycleStatus::parse(&status).map(|status| (mandate, cycle, attempt, status))
     });

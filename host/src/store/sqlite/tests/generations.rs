@@ -256,6 +256,111 @@ fn work_of_a_failed_trial_is_begun_afresh_unless_it_acted() {
 }
 
 #[test]
+fn what_a_trial_could_not_begin_is_counted_while_it_lasts() {
+    on_both(|bench| {
+        let (old, next) = ready(bench);
+        flip(bench, old, next);
+        for n in [next, next, old] {
+            bench.note_not_begun(n).wait().unwrap();
+        }
+        let counts = |bench: &Bench| -> Vec<u32> {
+            bench.generations(None, 0).unwrap().iter().map(GenerationRow::not_begun).collect()
+        };
+        assert_eq!(counts(bench), [2, 0], "newest first");
+        bench.move_generations(vec![step(next, E::RollBack), step(old, E::Activate)], at(9)).wait().unwrap();
+        bench.note_not_begun(next).wait().unwrap();
+        assert_eq!(counts(bench), [2, 0], "its trial is over");
+    });
+}
+
+#[test]
+fn cycles_that_a_trial_has_ended_are_found_without_a_look_at_history() {
+    on_both(|bench| {
+        for id in ["before", "ended", "failed", "open"] {
+            bench.add_manual(id);
+        }
+        let before = bench.claim_one();
+        bench.end(&before, CycleEnd::Done);
+        let sha256 = before.generation.clone();
+        let since = claim(1).now + chrono::TimeDelta::seconds(1);
+        let mut later = claim(3);
+        later.now = since;
+        let cycles = bench.claim(later).wait().unwrap().claimed;
+        for (cycle, end) in cycles.iter().zip([CycleEnd::Done, CycleEnd::Error, CycleEnd::Interrupted]) {
+            bench.finish(FinishRequest { now: since, ..finish(cycle, end) }).wait().unwrap();
+        }
+        let found = bench.ended_cycles("stub", &sha256, since).unwrap();
+        let found: Vec<CycleStatus> = found.iter().map(|cycle| cycle.status).collect();
+        assert_eq!(found, [CycleStatus::Ok, CycleStatus::Error, CycleStatus::Interrupted]);
+        assert!(bench.ended_cycles("stub", "another", since).unwrap().is_empty());
+        assert!(bench.ended_cycles("another", &sha256, since).unwrap().is_empty());
+    });
+    // The engine says how it finds each; a whole table would be a SCAN of it without its partial index.
+    in_memory(|bench| {
+        for sql in [recent::ENDED, recover::CRASH_LOOPED] {
+            let plan: Vec<String> = bench
+                .look(move |conn| {
+                    txn::all(conn, &format!("EXPLAIN QUERY PLAN {sql}"), ["a", "b", "c"], |row| row.get(3))
+                })
+                .unwrap();
+            let whole =
+                |line: &&String| line.starts_with("SCAN") && !line.contains("USING INDEX mandate_open");
+            assert_eq!(plan.iter().find(whole), None, "{plan:?}");
+            assert!(plan.iter().any(|line| line.contains("PRIMARY KEY (mandate=?")), "{plan:?}");
+        }
+    });
+}
+
+#[test]
+fn work_that_came_to_its_crash_limit_on_a_failed_trial_is_begun_afresh_unless_it_acted() {
+    for (acts, stopped, state, reason) in [
+        (false, false, MandateState::Queued, "rolled_back"),
+        (true, false, MandateState::Review, "rolled_back_after_act"),
+        (false, true, MandateState::Cancelled, "stopped"),
+    ] {
+        let mut bench = on_file();
+        bench.add_manual("m");
+        let cycle = bench.claim_one();
+        if acts {
+            let mut begin = begin(&cycle, 1, Usage::ZERO, None);
+            (begin.kind, begin.name, begin.intent) =
+                (StepKind::Tool, "fs.edit".into(), json!({"post_hash": "x"}));
+            bench.begin_step(begin).wait().unwrap();
+        }
+        if stopped {
+            let stop = MandateCommand::Stop { note: None };
+            bench.command("m".into(), stop, at(1)).wait().unwrap();
+        }
+        for _ in 0..CRASH_LOOP_BOOTS {
+            bench.crashed();
+            bench.recovered();
+        }
+        assert_eq!(bench.state("m"), MandateState::Review);
+        // A start that is cut short here finds it again.
+        bench.crashed();
+        bench.recovered();
+        let looped = |sha256: &str, since| bench.crash_looped("stub", sha256, since).unwrap();
+        assert_eq!(looped(&cycle.generation, at(0)), ["m"]);
+        assert!(looped("another", at(0)).is_empty() && looped(&cycle.generation, at(99)).is_empty());
+        let again = || bench.run_crash_looped_again("m".into(), "it killed the daemon".into(), at(2)).wait();
+        assert_eq!(again().unwrap(), state);
+        let row = bench.mandate("m").unwrap();
+        assert_eq!((row.state, row.reason.as_deref()), (state, Some(reason)));
+        let last = bench.cycles("m").unwrap().pop().unwrap();
+        assert_eq!(last.status, Some(CycleStatus::RolledBack));
+        assert!(matches!(again(), Err(Error::Conflict(_))), "once");
+        assert!(bench.crash_looped("stub", &cycle.generation, at(0)).unwrap().is_empty());
+        bench.log("m");
+        if state == MandateState::Queued {
+            let again = bench.claim_one();
+            assert_eq!((again.mandate.cycle, again.steps.len()), (1, 0), "with an empty record");
+            bench.crashed();
+            assert_eq!(bench.recovered().crash_loops, ["m"], "its own deaths still count");
+        }
+    }
+}
+
+#[test]
 fn a_store_of_the_first_version_is_copied_and_taken_over() {
     use crate::store::sqlite::schema::{MIGRATIONS, VERSION, copy_name, migrate, version};
     let dir = tempfile::tempdir().unwrap();
