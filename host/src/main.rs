@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use kairos_host::runner::worker;
@@ -13,7 +14,7 @@ fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     // First of all: what somebody forgot to close is nobody's here, and would be in every sandbox.
     if let Err(error) = no_strangers(arguments.get(1)) {
-        eprintln!("kairos: what was left open by whoever started it cannot be closed: {error}");
+        say(&format!("what was left open by whoever started it cannot be closed: {error}"));
         return ExitCode::FAILURE;
     }
     // What confines itself has one thread and reads nothing before.
@@ -36,8 +37,13 @@ fn command(arguments: Vec<OsString>) -> u8 {
     match std::env::current_dir() {
         Ok(cwd) => cli::main(arguments, config::Env::of_process(), cwd),
         Err(error) => {
-            eprintln!("kairos: the current directory cannot be read: {error}");
+            say(&format!("the current directory cannot be read: {error}"));
             1
         }
     }
+}
+
+fn say(trouble: &str) {
+    // A closed stderr leaves the exit code to speak.
+    let _ = writeln!(std::io::stderr(), "kairos: {trouble}");
 }

@@ -4,9 +4,11 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test may panic and touch files")]
 
 use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::process::{Command, Stdio};
 
 use anyhow::Result;
-use kairos_tests::{Ran, Root, plugin};
+use kairos_tests::{Ran, Root, kairos, plugin};
 use serde_json::{Value, json};
 
 /// The error of a failed command, which must be JSON on stderr, with this exit code.
@@ -362,4 +364,50 @@ fn a_new_root_is_made_and_checked() {
     let made = root.cli(&["init", dir.to_str().unwrap()]);
     assert_eq!(made.code, 0, "{made:?}");
     assert!(dir.join(".kairos/config/daemon.yml").is_file());
+}
+
+/// Runs a command whose reader closes its end after `lines` lines: how it ended, and what it said.
+fn read_by_head(root: &Root, args: &[&str], lines: usize) -> (Option<i32>, String) {
+    let mut command = Command::new(kairos());
+    command.args(args).arg("--root").arg(root.path()).stdin(Stdio::null());
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    for _ in 0..lines {
+        let mut line = String::new();
+        assert_ne!(stdout.read_line(&mut line).unwrap(), 0, "{args:?} said too little");
+    }
+    drop(stdout);
+    let ended = root.wait_for("its end", || child.try_wait().unwrap());
+    if ended.is_err() {
+        child.kill().unwrap();
+    }
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    (child.wait().unwrap().code(), said)
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_ends_every_command_without_a_word() {
+    let root = Root::new().schedules_yml(SCHEDULES);
+    let mut daemon = root.start().unwrap();
+    for args in [
+        &["cron", "next", "* * * * *", "-n", "100000"][..],
+        &["cron", "next", "* * * * *", "-n", "100000", "--json"],
+        &["completions", "zsh"],
+        &["man"],
+        &["config", "dump"],
+        &["status"],
+        &["schedule", "list", "--json"],
+        &["logs", "-n", "1"],
+        &["--help"],
+        &["cron", "next", "--help"],
+    ] {
+        let lines = usize::from(args.contains(&"100000") && !args.contains(&"--json"));
+        assert_eq!(read_by_head(&root, args, lines), (Some(0), String::new()), "{args:?}");
+    }
+    // What would go on for ever ends at once, not with the next line, which may never come.
+    assert_eq!(read_by_head(&root, &["logs", "-f", "-n", "1"], 1), (Some(0), String::new()));
+    // Trouble is still said, by the exit code at least.
+    assert_eq!(read_by_head(&root, &["cron", "next", "nonsense"], 0).0, Some(2));
+    assert_eq!(daemon.stop().unwrap(), 0);
 }

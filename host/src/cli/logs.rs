@@ -4,14 +4,17 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Seek, SeekFrom};
 use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use clap::Args;
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::inotify;
+use rustix::io::Errno;
 use serde_json::Value;
 
 use super::Context;
-use super::output::{cell, line, printable};
+use super::output::{Reader, cell, heard, printable};
 use crate::exit::Failure;
 use crate::telemetry::LOG_NAME;
 
@@ -42,8 +45,7 @@ pub fn run(args: &LogsArgs, context: &Context) -> anyhow::Result<()> {
     })?;
     let mut log =
         Follower { reader: BufReader::new(file), json: context.style.json, mandate: args.mandate.clone() };
-    log.last(args.n)?;
-    if args.follow { log.follow(&paths.logs, &path) } else { Ok(()) }
+    if log.last(args.n)? == Reader::There && args.follow { log.follow(&paths.logs, &path) } else { Ok(()) }
 }
 
 struct Follower {
@@ -53,7 +55,7 @@ struct Follower {
 }
 
 impl Follower {
-    fn last(&mut self, n: usize) -> anyhow::Result<()> {
+    fn last(&mut self, n: usize) -> anyhow::Result<Reader> {
         let mut last = VecDeque::with_capacity(n.min(4096));
         while let Some(text) = self.next_line()? {
             if !self.wants(&text) {
@@ -64,7 +66,12 @@ impl Follower {
             }
             last.push_back(text);
         }
-        last.iter().take(n).try_for_each(|text| self.print(text))
+        for text in last.iter().take(n) {
+            if self.print(text)? == Reader::Gone {
+                return Ok(Reader::Gone);
+            }
+        }
+        Ok(Reader::There)
     }
 
     /// A whole line; the start of one that is still being written is left for the next time.
@@ -85,8 +92,8 @@ impl Follower {
             && serde_json::from_str::<Value>(text).is_ok_and(|record| record["details"]["mandate"] == **id)
     }
 
-    fn print(&self, text: &str) -> anyhow::Result<()> {
-        line(&if self.json { text.to_owned() } else { human(text) })
+    fn print(&self, text: &str) -> anyhow::Result<Reader> {
+        heard(&if self.json { text.to_owned() } else { human(text) })
     }
 
     fn follow(&mut self, dir: &Path, path: &Path) -> anyhow::Result<()> {
@@ -100,9 +107,12 @@ impl Follower {
         let mut events = inotify::Reader::new(&watch, &mut buffer);
         loop {
             while let Some(text) = self.next_line()? {
-                if self.wants(&text) {
-                    self.print(&text)?;
+                if self.wants(&text) && self.print(&text)? == Reader::Gone {
+                    return Ok(());
                 }
+            }
+            if events.is_buffer_empty() && wait(&watch)? == Reader::Gone {
+                return Ok(());
             }
             let event = events.next()?;
             // A new day has a new file: what the old one still holds was printed above.
@@ -113,6 +123,22 @@ impl Follower {
                 if file.metadata()?.ino() != self.reader.get_ref().metadata()?.ino() {
                     self.reader = BufReader::new(file);
                 }
+            }
+        }
+    }
+}
+
+/// Waits for an event, or for the end of who reads, who may leave long before the next line.
+fn wait(watch: &OwnedFd) -> anyhow::Result<Reader> {
+    let stdout = std::io::stdout();
+    loop {
+        let mut fds = [PollFd::new(watch, PollFlags::IN), PollFd::new(&stdout, PollFlags::empty())];
+        match poll(&mut fds, None) {
+            Err(Errno::INTR) => {}
+            ready => {
+                ready?;
+                let gone = fds[1].revents().intersects(PollFlags::ERR | PollFlags::HUP);
+                return Ok(if gone { Reader::Gone } else { Reader::There });
             }
         }
     }

@@ -184,7 +184,7 @@ fn dispatch(command: Command, context: &Context) -> anyhow::Result<u8> {
         Command::Init(args) => init::run(&args, &context.cwd, context.style)?,
         Command::Logs(args) => logs::run(&args, context)?,
         Command::Cron(command) => {
-            cron::run(command, context.style.json, &*context.clock, &mut std::io::stdout().lock())?
+            output::stream(|out| cron::run(command, context.style.json, &*context.clock, out)).map(drop)?
         }
         Command::Config(command) => {
             let asked =

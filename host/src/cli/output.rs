@@ -1,6 +1,6 @@
 //! What commands print: data on stdout, talk on stderr, JSON when asked.
 
-use std::io::Write;
+use std::io::{BufWriter, Write};
 
 use serde_json::Value;
 
@@ -19,16 +19,45 @@ pub fn emit(style: Style, value: &Value, human: impl FnOnce(&Value) -> String) -
     line(&text)
 }
 
+/// Whether anybody still reads what is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    /// As far as is known.
+    There,
+    /// It has closed its end, as `head` does once it has seen enough.
+    Gone,
+}
+
 /// Prints text; a reader that has gone away ends the program's talk, not its work.
 pub fn line(text: &str) -> anyhow::Result<()> {
+    heard(text).map(drop)
+}
+
+/// As [`line`], for those who have nothing to do but talk.
+pub fn heard(text: &str) -> anyhow::Result<Reader> {
     let text = text.trim_end_matches('\n');
     if text.is_empty() {
-        return Ok(());
+        return Ok(Reader::There);
     }
-    match writeln!(std::io::stdout(), "{text}") {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        other => Ok(other?),
+    stream(|out| Ok(writeln!(out, "{text}")?))
+}
+
+/// Prints what `write` writes, as it comes. All that goes to stdout goes through here: when its reader
+/// has gone away, the next write ends `write`, and that is no error.
+pub fn stream(write: impl FnOnce(&mut dyn Write) -> anyhow::Result<()>) -> anyhow::Result<Reader> {
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    let written = write(&mut out).and_then(|()| Ok(out.flush()?));
+    // What is left of a text that nobody reads is not written once more.
+    let _ = out.into_parts();
+    match written {
+        Err(error) if is_gone(&error) => Ok(Reader::Gone),
+        other => other.map(|()| Reader::There),
     }
+}
+
+fn is_gone(error: &anyhow::Error) -> bool {
+    let io = error.downcast_ref::<std::io::Error>();
+    io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 /// Says something to a person.

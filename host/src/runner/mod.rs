@@ -50,7 +50,7 @@ pub use load_error::LoadError;
 pub use manifest::PluginFile;
 pub use plugin_store::PluginStore;
 pub use rust_abi::RustAbi;
-pub use search::SearchPath;
+pub use search::{SearchPath, plain};
 pub use slot::{NotTaken, RunnerStatus, RunnerStatusError, Runners};
 pub use swap::{FlipFigures, Noticed, Pin, Sources};
 pub use worker::{Worker, WorkerFactory, WorkerSpec};

@@ -70,7 +70,7 @@ impl SearchPath {
     #[must_use]
     pub fn candidates(&self, plugin: &str) -> Vec<PathBuf> {
         if plugin.contains('/') {
-            return vec![self.root.join(plugin)];
+            return vec![plain(&self.root.join(plugin))];
         }
         let file = file_name(plugin);
         self.dirs().map(|dir| dir.join(&file)).collect()
@@ -94,6 +94,13 @@ impl SearchPath {
     }
 }
 
+/// A path as it is shown, without the `.` and doubled slashes that people write. A `..` stays, since
+/// only the disk knows where it leads behind a link.
+#[must_use]
+pub fn plain(path: &Path) -> PathBuf {
+    path.components().collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,7 +119,7 @@ mod tests {
         assert_eq!(search.find("a-b"), Ok(first.clone()));
         std::fs::remove_file(&first).expect("removed");
         assert_eq!(search.find("a-b"), Ok(second));
-        assert_eq!(search.find("./bin/deps"), Ok(root.path().join("./bin/deps")));
+        assert_eq!(search.find("./bin/deps"), Ok(root.path().join("bin/deps")));
         let error = search.find("missing").expect_err("there is none");
         assert_eq!(error.code(), "not_found");
         // The places are for those who ask; the text is for everybody who waits.
@@ -120,7 +127,7 @@ mod tests {
         assert!(error.to_string().len() < 160 && error.to_string().contains("libmissing.so"), "{error}");
         assert!(error.remedy().contains("libmissing.so into .kairos/plugins"), "{}", error.remedy());
         let path = search.find("./gone.so").expect_err("there is none");
-        assert!(path.to_string().contains("/./gone.so"), "{path}");
+        assert!(path.to_string().contains(&*root.path().join("gone.so").to_string_lossy()), "{path}");
         assert_eq!(path.looked().len(), 1);
     }
 
@@ -138,7 +145,17 @@ mod tests {
             "/usr/lib/kairos/plugins/liba_b.so",
         ];
         assert_eq!(search.candidates("a-b"), expected.map(PathBuf::from));
-        assert_eq!(search.candidates("./my/libq.so"), [PathBuf::from("/w/./my/libq.so")]);
+        for (written, shown) in [
+            ("./my/libq.so", "/w/my/libq.so"),
+            (".//my/././libq.so", "/w/my/libq.so"),
+            ("my/../libq.so", "/w/my/../libq.so"),
+            ("/opt/./libq.so", "/opt/libq.so"),
+        ] {
+            // Paths compare equal with and without a `.` in them; what is shown does not.
+            let found: Vec<String> =
+                search.candidates(written).iter().map(|path| path.display().to_string()).collect();
+            assert_eq!(found, [shown], "{written}");
+        }
         assert_eq!(search.candidates("/opt/libq.so"), [PathBuf::from("/opt/libq.so")]);
     }
 }

@@ -16,7 +16,7 @@ use super::Context;
 use super::status;
 use crate::boot::plugins;
 use crate::exit::{Failure, code};
-use crate::runner::LoadError;
+use crate::runner::{LoadError, plain};
 
 /// Runner plugins.
 #[derive(Debug, Subcommand)]
@@ -65,7 +65,7 @@ pub async fn run(command: PluginCommand, context: &Context) -> anyhow::Result<()
 
 /// A name without a slash that is no file here is looked up as the configuration's names are.
 fn find(file: &Path, context: &Context) -> Result<PathBuf, LoadError> {
-    let here = context.cwd.join(file);
+    let here = plain(&context.cwd.join(file));
     let name = file.to_str().filter(|name| !name.contains('/') && here.symlink_metadata().is_err());
     match name.zip(context.paths().ok()) {
         Some((name, paths)) => {

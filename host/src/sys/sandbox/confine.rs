@@ -9,7 +9,7 @@
 //! the program starts outlives it or the caller. `--open` confines nothing. `--try` runs nothing.
 
 use std::ffi::{OsStr, OsString};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -114,7 +114,8 @@ pub fn main(arguments: &[OsString]) -> u8 {
     match outcome {
         Ok(()) => 0,
         Err((code, message)) => {
-            eprintln!("kairos confine: {message}");
+            // A closed stderr leaves the exit code to speak.
+            let _ = writeln!(io::stderr(), "kairos confine: {message}");
             code
         }
     }
@@ -123,8 +124,7 @@ pub fn main(arguments: &[OsString]) -> u8 {
 fn say_level() -> Result<(), (u8, String)> {
     let reached = enter(&Confinement::runner(None)).map_err(|error| (REFUSED, error.to_string()))?;
     let text = serde_json::to_string(&reached).expect("names and reasons are text");
-    io::Write::write_all(&mut io::stdout(), format!("{text}\n").as_bytes())
-        .map_err(|error| (1, error.to_string()))
+    io::stdout().write_all(format!("{text}\n").as_bytes()).map_err(|error| (1, error.to_string()))
 }
 
 /// Leaves a guardian behind.
