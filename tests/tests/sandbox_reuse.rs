@@ -50,19 +50,23 @@ fn a_sandboxed_process_is_reused_by_the_same_schedule_only() {
     assert_eq!(counted("process", &ORDER), after([1, 2, 3, 4, 5, 6, 7]));
 }
 
-#[test]
-fn a_sandboxed_process_that_works_on_after_its_cycle_is_ended_and_the_next_cycle_gets_another() {
+/// Runs the runner that burns twice, with these parameters: each time its process ends, and nothing is
+/// left that burns.
+fn ends_for_working_on(isolation: &str, params: &str) {
     let aside = tempfile::tempdir().unwrap();
     let plugin = json!(compiled("tests/fixtures/burns.c", "burns", aside.path()));
+    let schedules = SCHEDULES.replace("goal: count", &format!("goal: count, params: {params}"));
     let root = Root::new()
-        .daemon_yml(&format!("  counts: {{plugin: {plugin}, isolation: sandbox}}"))
-        .schedules_yml(SCHEDULES);
+        .daemon_yml(&format!("  counts: {{plugin: {plugin}, isolation: {isolation}}}"))
+        .schedules_yml(&schedules);
+    let trusted = root.cli(&["plugin", "trust", plugin.as_str().unwrap(), "--yes"]);
+    assert_eq!(trusted.code, 0, "{}", trusted.stderr);
     let mut daemon = root.start().unwrap();
     for round in 0..2 {
         let fired = root.json(&["schedule", "trigger", "first"]);
         let id = fired["id"].as_str().or(fired["mandate"].as_str()).unwrap().to_owned();
         let shown = root.wait_state(&id, &["succeeded", "failed", "review"]).unwrap();
-        assert_eq!(shown["state"], "succeeded", "{shown}");
+        assert_eq!(shown["state"], "succeeded", "{isolation} {params}: {shown}");
         const ENDED: &str = "runner_worker_ended_for_working_on";
         let ended = root.wait_for(ENDED, || root.logged(ENDED).get(round).cloned()).unwrap();
         assert_eq!(ended["details"]["runner"], "counts", "{ended}");
@@ -70,4 +74,16 @@ fn a_sandboxed_process_that_works_on_after_its_cycle_is_ended_and_the_next_cycle
         root.wait_for("its end", || (!Path::new(&process).exists()).then_some(())).unwrap();
     }
     assert_eq!(daemon.stop().unwrap(), 0);
+}
+
+#[test]
+fn a_worker_that_works_on_after_its_cycle_is_ended_and_the_next_cycle_gets_another() {
+    for isolation in ["sandbox", "process"] {
+        ends_for_working_on(isolation, "{}");
+    }
+}
+
+#[test]
+fn a_worker_whose_child_works_on_after_its_cycle_is_ended_with_it() {
+    ends_for_working_on("process", "{child: true}");
 }

@@ -12,9 +12,13 @@ use std::io;
 /// The system's; the thread is as urgent as before then.
 pub fn only_when_idle() -> io::Result<()> {
     let param = libc::sched_param { sched_priority: 0 };
+    // SAFETY: no pointer is involved; 0 is the calling thread.
+    let present = unsafe { libc::sched_getscheduler(0) };
+    // What was said of children cannot be taken back, and means nothing for this policy.
+    let flag = if present < 0 { 0 } else { present & libc::SCHED_RESET_ON_FORK };
     // SAFETY: the pointer leads to a local that outlives the call, which only reads it; 0 is the
     // calling thread.
-    match unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const param) } {
+    match unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE | flag, &raw const param) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
@@ -35,6 +39,10 @@ pub fn at_leisure<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 /// Turns of a thread that others wait for, in nanoseconds; the shortest that the kernel grants.
 const SHORT_TURN_NS: u64 = 100_000;
 
+/// `SCHED_FLAG_RESET_ON_FORK`: children get the usual turns. The kernel lets nobody without a privilege
+/// take it back.
+const RESET_ON_FORK: u64 = 1;
+
 /// The kernel's `struct sched_attr`, as of its first version.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -49,16 +57,17 @@ struct Attributes {
     period: u64,
 }
 
-/// Lets this thread, and every thread and process that it starts from now on, hold a core for short
-/// turns only. Its share of the core stays the same, and it gets it sooner: what becomes ready with a
+/// Lets this thread, and none that it starts, hold a core for short turns only: what others wait for is
+/// this thread, and what a runner starts is to be as on any other day. Its share of the core stays the same, and it gets it sooner: what becomes ready with a
 /// short turn takes the core from whoever has a longer one, which would otherwise be held until the
 /// next tick, milliseconds later. A kernel before 6.12 knows no such thing and takes no notice.
 ///
 /// # Errors
 /// The system's; turns are as long as before then.
 pub fn short_turns() -> io::Result<()> {
-    let mut known = attributes()?;
+    let mut known = attributes(0)?;
     known.runtime = SHORT_TURN_NS;
+    known.flags |= RESET_ON_FORK;
     let none: libc::c_long = 0;
     // SAFETY: the kernel reads as many bytes as `size` says, which is the size of the local; 0 is the
     // calling thread.
@@ -68,12 +77,13 @@ pub fn short_turns() -> io::Result<()> {
     }
 }
 
-fn attributes() -> io::Result<Attributes> {
+/// Of a thread by its number; 0 is the calling one.
+fn attributes(thread: u32) -> io::Result<Attributes> {
     let mut found = Attributes::default();
     let (none, size): (libc::c_long, libc::c_long) = (0, size_of::<Attributes>() as libc::c_long);
-    // SAFETY: the kernel writes at most `size` bytes, which is the size of the local; 0 is the calling
-    // thread.
-    match unsafe { libc::syscall(libc::SYS_sched_getattr, none, &raw mut found, size, none) } {
+    let thread = libc::c_long::from(thread);
+    // SAFETY: the kernel writes at most `size` bytes, which is the size of the local.
+    match unsafe { libc::syscall(libc::SYS_sched_getattr, thread, &raw mut found, size, none) } {
         0 => Ok(found),
         _ => Err(io::Error::last_os_error()),
     }
@@ -93,14 +103,35 @@ mod tests {
     #[test]
     fn short_turns_change_neither_policy_nor_niceness() {
         let kept = std::thread::spawn(|| {
-            let before = attributes().unwrap();
+            let before = attributes(0).unwrap();
             short_turns().unwrap();
-            (before, attributes().unwrap())
+            (before, attributes(0).unwrap())
         });
         let (before, after) = kept.join().unwrap();
         assert_eq!((before.policy, before.nice), (after.policy, after.nice));
         // An older kernel says nothing of turns.
         assert!([0, SHORT_TURN_NS].contains(&after.runtime), "{after:?}");
+    }
+
+    #[test]
+    fn what_a_thread_of_short_turns_starts_has_the_usual_ones_and_it_can_still_yield() {
+        let seen = std::thread::spawn(|| {
+            let before = attributes(0).unwrap();
+            short_turns().unwrap();
+            let thread = std::thread::spawn(|| attributes(0).unwrap()).join().unwrap();
+            let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+            let process = attributes(child.id()).unwrap();
+            child.kill().unwrap();
+            child.wait().unwrap();
+            only_when_idle().unwrap();
+            (before, thread, process, policy("/proc/thread-self/stat"))
+        });
+        let (before, thread, process, policy) = seen.join().unwrap();
+        for child in [thread, process] {
+            let same = |of: &Attributes| (of.policy, of.nice, of.runtime, of.flags);
+            assert_eq!(same(&child), same(&before));
+        }
+        assert_eq!(policy, libc::SCHED_IDLE);
     }
 
     #[test]

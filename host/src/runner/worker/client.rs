@@ -61,7 +61,7 @@ impl Drop for Registered<'_> {
 
 impl Worker {
     pub(super) fn new(factory: WorkerFactory, spec: WorkerSpec, loaded: Loaded, process: Process) -> Self {
-        let idle = Arc::new(Idle::new(Instance::fresh(process), spec.confinement.is_some()));
+        let idle = Arc::new(Idle::new(Instance::fresh(process)));
         factory.shared().watch(&idle);
         Self {
             factory,

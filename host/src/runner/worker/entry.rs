@@ -9,6 +9,7 @@
 //!           or a child of it, does not come across them by accident
 //! ```
 
+use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
@@ -36,7 +37,7 @@ pub fn main() -> u8 {
         Ok(Some(gifts)) => gifts,
         Ok(None) => return 0,
         Err(error) => {
-            eprintln!("kairos worker is started by the daemon and by nobody else: {error}");
+            say(&format!("kairos worker is started by the daemon and by nobody else: {error}"));
             return NOT_A_WORKER;
         }
     };
@@ -46,10 +47,15 @@ pub fn main() -> u8 {
     match lived {
         Ok(()) => 0,
         Err(error) => {
-            eprintln!("kairos worker: {error}");
+            say(&format!("kairos worker: {error}"));
             1
         }
     }
+}
+
+/// Its stderr is a pipe to a daemon that may be gone; the exit code speaks then.
+fn say(trouble: &str) {
+    let _ = writeln!(std::io::stderr(), "{trouble}");
 }
 
 fn live(Gifts { data, control, output }: Gifts) -> std::io::Result<()> {

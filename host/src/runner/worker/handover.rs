@@ -36,42 +36,49 @@ pub(super) struct Instance {
     seen: bool,
     /// What it uses while it has nothing to do.
     rest: Rest,
+    /// That, with what it started: takes a walk through `/proc`, so it is left to the supervisor's looks.
+    below: Rest,
 }
 
 impl Instance {
     /// One that has done nothing yet.
     pub fn fresh(process: Process) -> Self {
-        Self { process, owner: None, state: None, seen: false, rest: Rest::default() }
+        Self { process, owner: None, state: None, seen: false, rest: Rest::default(), below: Rest::default() }
     }
 
     /// Whether it works on with nothing to do; looked at while it waits, and when that ends.
     fn burns(&mut self, now: Duration) -> bool {
         self.rest.look(now, self.process.handle.processor_time())
     }
+
+    /// The same with all that it started; only while it waits.
+    fn burns_below(&mut self, now: Duration) -> bool {
+        self.below.look(now, self.process.handle.processor_time_below())
+    }
+
+    /// It is given something to do.
+    fn begins(&mut self) {
+        self.rest.ends();
+        self.below.ends();
+    }
 }
 
 /// The processes of a runner that wait for a cycle, the longest idle first.
-pub(super) struct Idle {
-    instances: Mutex<Vec<Instance>>,
-    /// True for those in a sandbox, who may not work on.
-    pub confined: bool,
-}
+pub(super) struct Idle(Mutex<Vec<Instance>>);
 
 impl Idle {
-    pub fn new(first: Instance, confined: bool) -> Self {
-        Self { instances: Mutex::new(vec![first]), confined }
+    pub fn new(first: Instance) -> Self {
+        Self(Mutex::new(vec![first]))
     }
 
     pub fn lock(&self) -> MutexGuard<'_, Vec<Instance>> {
-        self.instances.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes out those that work on with nothing to do.
     pub fn burning(&self, now: Duration) -> Vec<Process> {
-        if !self.confined {
-            return vec![];
-        }
-        self.lock().extract_if(.., |instance| instance.burns(now)).map(|instance| instance.process).collect()
+        let burns = |instance: &mut Instance| instance.burns(now) || instance.burns_below(now);
+        self.lock().extract_if(.., burns).map(|instance| instance.process).collect()
     }
 
     /// Takes out those that were idle at the last sweep already and have nothing to hand over; the
@@ -94,8 +101,8 @@ impl Worker {
     pub(super) fn take_idle(&self, owner: Option<&str>) -> Option<Instance> {
         loop {
             let mut taken = self.taken(owner)?;
-            if !self.sandboxed() || !taken.burns(self.now()) {
-                taken.rest.ends();
+            if !taken.burns(self.now()) {
+                taken.begins();
                 return Some(taken);
             }
             tell_burning(&taken.process);
@@ -128,15 +135,13 @@ impl Worker {
     /// Keeps an instance for the next cycle. What a sandboxed one has seen of one schedule no other
     /// may see; mandates without a schedule have nothing in common, so there is no next one for it.
     pub(super) fn give_back(&self, mut instance: Instance) {
-        if self.sandboxed() {
-            if instance.owner.is_none() {
-                self.retire(instance.process);
-                return;
-            }
-            if instance.burns(self.now()) {
-                tell_burning(&instance.process);
-                return;
-            }
+        if self.sandboxed() && instance.owner.is_none() {
+            self.retire(instance.process);
+            return;
+        }
+        if instance.burns(self.now()) {
+            tell_burning(&instance.process);
+            return;
         }
         let longest_idle = {
             let mut idle = self.idle();
@@ -167,6 +172,7 @@ impl Worker {
 
     fn export(&self, instance: &mut Instance, limit: Duration) -> Result<Option<InstanceState>, RunnerError> {
         let Some(id) = instance.state.filter(|_| self.keeps_state()) else { return Ok(None) };
+        instance.begins();
         let answer = self.ask(&mut instance.process, Kind::Export, &[], limit)?;
         let owner = instance.owner.clone();
         Ok(checked(&answer)?.map(|state| InstanceState { id, owner, state, aside: false }))
@@ -191,6 +197,7 @@ impl Worker {
         if self.sandboxed() {
             instance.owner = owner.map(str::to_owned);
         }
+        instance.begins();
         let imported = self.ask(&mut instance.process, Kind::Import, &payload, SERVICE_TIME);
         match &imported {
             Ok(_) => instance.state = Some(state.id),

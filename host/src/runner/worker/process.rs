@@ -7,6 +7,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -52,6 +53,8 @@ pub struct Handle {
     by_host: AtomicBool,
     /// True when the process is a guardian, and the worker is below it.
     guarded: AtomicBool,
+    /// The worker below its guardian, once it was looked for.
+    worker: OnceLock<Pid>,
     exit: Mutex<Option<Exit>>,
 }
 
@@ -95,6 +98,7 @@ impl Process {
             control,
             by_host: AtomicBool::new(false),
             guarded: AtomicBool::new(false),
+            worker: OnceLock::new(),
             exit: Mutex::new(None),
         };
         let process = Self {
@@ -141,9 +145,28 @@ impl Handle {
         self.pid.as_raw_nonzero().get()
     }
 
-    /// What it has used; for one that has a guardian, what the guardian has.
-    pub fn processor_time(&self) -> Option<std::time::Duration> {
-        processor_time::of(self.pid)
+    /// What it has used.
+    pub fn processor_time(&self) -> Option<Duration> {
+        if !self.guarded.load(Ordering::Acquire) {
+            return processor_time::of(self.pid);
+        }
+        // The guardian has no child before the worker, and ends with it: until then the number is its own.
+        let worker = match self.worker.get() {
+            Some(worker) => *worker,
+            None => {
+                let first = processor_time::first_child(self.pid)?;
+                *self.worker.get_or_init(|| first)
+            }
+        };
+        processor_time::of(worker)
+    }
+
+    /// What it has used with all that it started; none in a sandbox, where nothing can be started.
+    pub fn processor_time_below(&self) -> Option<Duration> {
+        match self.guarded.load(Ordering::Acquire) {
+            true => processor_time::of_all_below(self.pid),
+            false => None,
+        }
     }
 
     /// Asks it to look whether it should stop.

@@ -1,5 +1,5 @@
-//! Whether a worker rests while it has nothing to do. A plugin in a sandbox may have started threads,
-//! and what they use after its cycle nobody has asked for. Only sums; whoever looks acts on it.
+//! Whether a worker rests while it has nothing to do. A plugin may have started threads, and what they
+//! use after its cycle nobody has asked for. Only sums; whoever looks acts on it.
 
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ impl Rest {
         burns
     }
 
-    /// A cycle begins.
+    /// It is given something to do.
     pub fn ends(&mut self) {
         self.last = None;
     }

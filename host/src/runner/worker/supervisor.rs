@@ -28,7 +28,7 @@ const BLANKS: usize = 1;
 /// Between two looks for idle workers; one that two of them have found idle is of no use now.
 const IDLE_TIME: Duration = Duration::from_secs(60);
 
-/// Between two looks at what confined workers do that have nothing to do.
+/// Between two looks at what workers do that have nothing to do.
 const LOOK_TIME: Duration = Duration::from_secs(5);
 
 /// Time for a retired worker to end by itself, before it is killed.
@@ -355,7 +355,7 @@ impl Thread {
         // Never with the other lock in hand: runners take theirs first.
         let sweep = idle.iter().any(|idle| !idle.lock().is_empty()).then_some(self.swept + idle_time);
         // Also while all of them run: nobody wakes this thread when a cycle ends.
-        let look = idle.iter().any(|idle| idle.confined).then_some(self.looked + LOOK_TIME);
+        let look = (!idle.is_empty()).then_some(self.looked + LOOK_TIME);
         let leaving = self.leaving.values().map(|leaving| leaving.until);
         leaving.chain(refill).chain(sweep).chain(look).min().map(|at| at.saturating_sub(now))
     }
