@@ -174,3 +174,75 @@ fn errors_of_a_version_on_trial_count_across_restarts() -> Result<()> {
     assert_eq!(root.wait_state(&first, &["succeeded", "failed", "review"])?["state"], "succeeded");
     Ok(())
 }
+
+/// What `config check` finds, and the verdict of `doctor` on the runner that it finds it of.
+fn checked(root: &Root, exit: i32) -> (Value, Value) {
+    let ran = root.cli(&["config", "check", "--json"]);
+    assert_eq!(ran.code, exit, "{} {}", ran.stdout, ran.stderr);
+    let report: Value = serde_json::from_str(&ran.stdout).unwrap();
+    let doctor: Value = serde_json::from_str(&root.cli(&["doctor", "--json"]).stdout).unwrap();
+    let rows = doctor["checks"].as_array().unwrap().clone();
+    let of_runner = |row: &&Value| row["name"] == "runner" && row["verdict"] != "ok";
+    let verdict = rows.iter().find(of_runner).map_or(Value::Null, |row| row["verdict"].clone());
+    (report["problems"].clone(), verdict)
+}
+
+#[test]
+fn a_check_says_what_serves_in_place_of_a_configured_file_that_is_gone() -> Result<()> {
+    let root = root("plain", NO_TRIAL);
+    let mut daemon = root.start()?;
+    let view = swapped(&root, &trusted(&root, "b"));
+    wait_states(&root, &["active", "retired"])?;
+    assert_eq!(checked(&root, 0), (json!([]), Value::Null), "nothing is wrong");
+    fs::remove_file(configured(&root))?;
+    let sha256 = view["generation"].as_str().unwrap();
+    let says = |problems: &Value| {
+        let problem = &problems[0];
+        assert_eq!(
+            (&problem["level"], &problem["code"]),
+            (&json!("warning"), &json!("not_found")),
+            "{problem}"
+        );
+        let message = problem["message"].as_str().unwrap();
+        let serves =
+            format!("version 0.1.0 ({}), which was swapped in, serves after the next start", &sha256[..12]);
+        assert!(message.contains(&serves), "{message}");
+        assert_eq!(problems.as_array().unwrap().len(), 1, "{problems}");
+    };
+    let (problems, verdict) = checked(&root, 0);
+    says(&problems);
+    assert_eq!(verdict, "warn");
+    assert_eq!(daemon.stop()?, 0);
+    says(&checked(&root, 0).0);
+    let mut daemon = root.start()?;
+    assert_eq!(serving(&root)["generation"], sha256, "and so it is");
+    assert_eq!(daemon.stop()?, 0);
+    // Without the kept copy nothing could serve.
+    fs::remove_file(root.file(&format!("state/plugins/{sha256}.so")))?;
+    let (problems, verdict) = checked(&root, 2);
+    assert_eq!((&problems[0]["level"], &problems[0]["code"]), (&json!("error"), &json!("generation_gone")));
+    assert_eq!(verdict, "fail");
+    let _daemon = root.start()?;
+    assert_eq!(serving(&root)["code"], "generation_gone");
+    Ok(())
+}
+
+#[test]
+fn a_check_says_which_version_comes_back_when_the_one_on_trial_cannot_be_loaded() -> Result<()> {
+    let root = isolated("plain", LONG_TRIAL, "process");
+    let mut daemon = root.start()?;
+    let view = swapped(&root, &trusted(&root, "b"));
+    assert_eq!(daemon.stop()?, 0);
+    distrust(&root, &view["generation"]);
+    let (problems, verdict) = checked(&root, 0);
+    let problem = &problems[0];
+    assert_eq!((&problem["level"], &problem["code"]), (&json!("warning"), &json!("untrusted")), "{problem}");
+    let message = problem["message"].as_str().unwrap();
+    let short = &view["from"].as_str().unwrap()[..12];
+    let serves = format!("version 0.1.0 ({short}), which stands by for the version on trial, serves");
+    assert!(message.contains(&serves), "{message}");
+    assert_eq!(verdict, "warn");
+    let _daemon = root.start()?;
+    assert_eq!(serving(&root)["generation"], view["from"], "and so it is");
+    Ok(())
+}

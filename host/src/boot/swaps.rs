@@ -13,7 +13,7 @@ use crate::runner::{Launcher, Runners};
 use crate::store::{GenerationRow, GenerationStore, SqliteStore};
 
 /// Lives that are looked through for versions which must not serve by themselves.
-const LIVES: usize = 10_000;
+pub(super) const LIVES: usize = 10_000;
 
 /// The configured runners, each on its configured file or on what was swapped in since; and the
 /// lives that are open in the store. A command has none.

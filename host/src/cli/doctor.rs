@@ -238,7 +238,7 @@ fn schedules_yml(checked: &Checked) -> Check {
 fn runners(tried: &[Tried], report: Report) -> Vec<Check> {
     let mut found: Vec<Check> =
         report.problems.into_iter().map(|problem| of_problem("runner", problem)).collect();
-    for Tried { runner, outcome } in tried {
+    for Tried { runner, outcome, .. } in tried {
         if let Ok((file, Rehearsed { isolation, sandbox, unwell: None })) = outcome {
             let level = sandbox.as_ref().map(|reached| format!(" ({})", reached.level)).unwrap_or_default();
             let message = format!("`{runner}` is {}, as {isolation}{level}", file.display());
@@ -376,7 +376,7 @@ mod tests {
             Ok(daemon
                 .runners
                 .keys()
-                .map(|runner| Tried { runner: runner.clone(), outcome: outcome() })
+                .map(|runner| Tried { runner: runner.clone(), outcome: outcome(), instead: None })
                 .collect())
         };
         let checks = checks(&World { paths: &paths, env: &env, zones: &zones, now, daemon: None }, &served);

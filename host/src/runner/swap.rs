@@ -15,6 +15,7 @@ use super::generation::Generation;
 use super::launch::{Isolation, Pace, RunnerConfig};
 use super::load_error::LoadError;
 use super::manifest::PluginFile;
+use super::served::{Chosen, Instead};
 use super::slot::Runners;
 use super::{RunnerBackend, library};
 use crate::sys::clock::Clock;
@@ -245,7 +246,7 @@ impl Runners {
     }
 
     /// The file that a slot of this entry is served from: the configured one, or what was swapped
-    /// in since. A pinned file that is gone is no reason to serve nothing.
+    /// in since.
     pub(super) fn file_of(&self, config: &RunnerConfig) -> Result<PluginFile, LoadError> {
         let configured = self.launcher.find(&config.plugin);
         let pin = {
@@ -255,21 +256,13 @@ impl Runners {
                 tracing::warn!(runner = %config.name, plugin = %config.plugin, generation = sha256,
                     "runner_file_barred");
             }
-            pins.pin(&config.name, sha256).map(|pin| pin.sha256.clone())
+            pins.pin(&config.name, sha256).cloned()
         };
-        let Some(sha256) = pin else { return configured };
-        // Where it lies, more may speak for it than was kept with the copy.
-        if configured.as_ref().is_ok_and(|plugin| plugin.sha256 == sha256) {
-            return configured;
+        let chosen = Chosen::by(configured, pin, |sha256| self.launcher.open(sha256));
+        if let Some(Instead::SwappedIn(error)) = chosen.in_place_of {
+            tracing::error!(runner = %config.name, %error, "runner_pin_lost");
         }
-        match (self.launcher.open(&sha256), configured) {
-            (Ok(pinned), _) => Ok(pinned),
-            (Err(error), Err(_)) => Err(error),
-            (Err(error), Ok(configured)) => {
-                tracing::error!(runner = %config.name, %error, "runner_pin_lost");
-                Ok(configured)
-            }
-        }
+        chosen.plugin
     }
 
     /// Keeps a candidate's file.
@@ -454,6 +447,10 @@ pub(super) struct Pins {
 }
 
 impl Pins {
+    pub(super) fn new(serves: BTreeMap<String, Pin>, barred: BTreeMap<String, BTreeSet<String>>) -> Self {
+        Self { serves, barred }
+    }
+
     fn bars(&self, name: &str, sha256: &str) -> bool {
         self.barred.get(name).is_some_and(|barred| barred.contains(sha256))
     }
@@ -465,7 +462,7 @@ impl Pins {
     }
 
     /// The pin that counts when the configuration names that file.
-    fn pin(&self, name: &str, configured: Option<&str>) -> Option<&Pin> {
+    pub(super) fn pin(&self, name: &str, configured: Option<&str>) -> Option<&Pin> {
         let barred = configured.is_some_and(|sha256| self.bars(name, sha256));
         self.serves.get(name).filter(|pin| barred || counts(pin, configured))
     }
