@@ -47,14 +47,20 @@ pub fn with_deadline(mode: &str, settings: &str, isolation: &str, deadline: &str
 /// A root in workers, and the file that keeps versions in mode `breaks` from being made.
 #[must_use]
 pub fn breakable(settings: &str) -> (Root, PathBuf) {
-    let root = isolated("plain", &format!("max_concurrent_cycles: 2\n{settings}"), "process");
-    let broken = root.aside().join("broken");
-    let path = root.file("config/daemon.yml");
-    let text = std::fs::read_to_string(&path).unwrap();
-    let file = json!(broken.display().to_string());
-    let params = format!("isolation: process, params: {{broken: {file}}}");
-    root.write("config/daemon.yml", &text.replace("isolation: process", &params));
-    (root, broken)
+    with_file("plain", settings, "process", "broken")
+}
+
+/// A root whose runner is a version in that mode, two cycles at once, and a file that is not there, which
+/// its versions know by that name.
+#[must_use]
+pub fn with_file(mode: &str, settings: &str, isolation: &str, name: &str) -> (Root, PathBuf) {
+    let root = isolated(mode, &format!("max_concurrent_cycles: 2\n{settings}"), isolation);
+    let file = root.aside().join(name);
+    let text = std::fs::read_to_string(root.file("config/daemon.yml")).unwrap();
+    let isolation = format!("isolation: {isolation}");
+    let params = format!("{isolation}, params: {{{name}: {}}}", json!(file.display().to_string()));
+    root.write("config/daemon.yml", &text.replace(&isolation, &params));
+    (root, file)
 }
 
 /// A cycle that keeps the one worker there is until the test writes the file that it names.

@@ -136,6 +136,69 @@ fn who_asks_for_the_swap_is_told_that_another_person_gave_it_up() -> Result<()> 
     Ok(())
 }
 
+/// Waits until somebody stands at the door: its process.
+fn at_the_door(root: &Root, door: &Path) -> Result<u32> {
+    let seen = door.with_extension("pid");
+    root.wait_for("somebody at the door", || fs::read_to_string(&seen).ok()?.parse().ok())
+}
+
+fn is_given_up(root: &Root) {
+    let ran = abort(root);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let view: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!((&view["stage"], &view["refusal"]["code"]), (&json!("refused"), &json!("aborted")), "{view}");
+    assert!(serving(root)["swap"].is_null());
+}
+
+#[test]
+fn a_swap_is_given_up_in_the_middle_of_an_export_and_cycles_wait_for_its_return() -> Result<()> {
+    for isolation in ["process", "in_process"] {
+        let settings = "swap: {shadow_deadline: 60s, canary_cycles: 0, drain_timeout: 300s}";
+        let (root, door) = with_file("waits-export", settings, isolation, "door");
+        let _daemon = root.start()?;
+        run(&root, &[])?;
+        begun_to(&root, "b", "handover")?;
+        at_the_door(&root, &door)?;
+        is_given_up(&root);
+        // Its instance is in the middle of a call: what begins now would not see its state.
+        let waits = root.add("work", &[]);
+        let row = root.json(&["mandate", "show", &waits]);
+        let reason = row["reason"].as_str().unwrap_or_default();
+        assert!(reason.contains("has answered export_state of swap-"), "{row}");
+        // The next swap waits for the same return, and has the state whole.
+        let file = trusted(&root, "c").display().to_string();
+        let next = root.json(&["plugin", "swap", "v", &file, "--no-wait"]);
+        root.wait_for("hand-over", || (serving(&root)["swap"]["stage"] == "handover").then_some(()))?;
+        fs::write(&door, "")?;
+        wait_states(&root, &["active", "refused", "retired"])?;
+        assert_eq!(serving(&root)["generation"], root.json(&["plugin", "history", "v"])[0]["sha256"]);
+        let row = root.wait_state(&waits, &["succeeded", "failed", "review"])?;
+        assert_eq!(last_cycle(&row)["summary"], "c after 2", "{isolation} {next}: {row}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_swap_is_given_up_in_the_middle_of_an_import_and_what_serves_goes_on_at_once() -> Result<()> {
+    for isolation in ["process", "in_process"] {
+        let settings = "swap: {shadow_deadline: 60s, canary_cycles: 0, drain_timeout: 300s}";
+        let (root, door) = with_file("plain", settings, isolation, "door");
+        let _daemon = root.start()?;
+        run(&root, &[])?;
+        begun_to(&root, "waits-import", "handover")?;
+        let pid = at_the_door(&root, &door)?;
+        is_given_up(&root);
+        if isolation == "process" {
+            let gone = || (!Path::new(&format!("/proc/{pid}")).exists()).then_some(());
+            root.wait_for("the candidate's end", gone)?;
+        }
+        assert_eq!(run(&root, &[])?, "plain after 2", "{isolation}");
+        assert!(swapped(&root, &trusted(&root, "b"))["stage"] != "refused");
+        assert_eq!(run(&root, &[])?, "b after 3", "{isolation}");
+    }
+    Ok(())
+}
+
 #[test]
 fn who_waits_for_a_swap_is_told_of_the_stop() -> Result<()> {
     let root = root("plain", PATIENT);

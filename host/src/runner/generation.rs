@@ -27,6 +27,8 @@ pub struct Generation {
     running: Arc<watch::Sender<usize>>,
     /// What is known of the instance of a backend that has only one.
     single: Arc<Mutex<Single>>,
+    /// Held while states are exported or imported: an instance that one call asks is none for another.
+    handing: Mutex<()>,
 }
 
 impl fmt::Debug for Generation {
@@ -54,7 +56,8 @@ impl Generation {
     pub(super) fn new(backend: Arc<dyn RunnerBackend>, pool: Arc<Pool>, deadline: Option<Duration>) -> Self {
         let running = Arc::new(watch::Sender::new(0));
         let (identity, single) = (backend.identity().clone(), Arc::default());
-        Self { identity, backend, pool, deadline, stop_grace: None, running, single }
+        let handing = Mutex::default();
+        Self { identity, backend, pool, deadline, stop_grace: None, running, single, handing }
     }
 
     pub(super) fn with_stop_grace(self, stop_grace: Option<Duration>) -> Self {
@@ -155,6 +158,7 @@ impl Generation {
     /// # Errors
     /// The runner's; a state that is too large.
     pub fn hand_over(&self) -> Result<HandOver, RunnerError> {
+        let _alone = self.handing.lock().unwrap_or_else(PoisonError::into_inner);
         let states = match self.backend.instances() {
             Some(instances) => instances.hand_over()?,
             None => self.single().hand_over(self.backend())?,
@@ -172,9 +176,18 @@ impl Generation {
     /// # Errors
     /// Why one was not taken; it is set aside, and the others are taken all the same.
     pub fn take_over(&self, states: HandOver) -> Result<(), RunnerError> {
+        let _alone = self.handing.lock().unwrap_or_else(PoisonError::into_inner);
         match self.backend.instances() {
             Some(instances) => instances.take_over(states),
             None => self.single().take_over(states, self.backend()),
+        }
+    }
+
+    /// Ends whatever it is asked now and is asked from now on, outside of cycles, where a process runs
+    /// it: it will never serve. Does not block.
+    pub fn give_up(&self) {
+        if let Some(instances) = self.backend.instances() {
+            instances.give_up();
         }
     }
 

@@ -166,6 +166,8 @@ pub trait Instances {
     fn hand_over(&self) -> Result<HandOver, RunnerError>;
     /// Gives each state to one instance, now or when there is one that may have it.
     fn take_over(&self, states: HandOver) -> Result<(), RunnerError>;
+    /// Ends whatever they are asked outside of cycles, now and from now on: they will never serve.
+    fn give_up(&self);
 }
 
 /// What a runner gave, as JSON.

@@ -133,6 +133,8 @@ struct Inner {
 struct Table {
     /// Slots with a swap under way, up to the flip.
     preparing: BTreeMap<String, Preparing>,
+    /// Why new cycles of slots wait, each with its number.
+    holds: BTreeMap<String, Vec<(u64, String)>>,
     /// Slots with a version on trial.
     trials: BTreeMap<String, Arc<Trial>>,
     /// (runner, sha256) of versions that failed their trial.

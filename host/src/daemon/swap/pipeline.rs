@@ -67,19 +67,6 @@ pub(super) struct Swap {
 #[derive(Default)]
 struct Recorded(Option<i64>);
 
-/// New cycles of a slot wait for as long as this lives.
-pub(super) struct Held<'a> {
-    inner: &'a Inner,
-    runner: &'a str,
-}
-
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
-        self.inner.parts.runners.hold(self.runner, None);
-        self.inner.parts.dispatch.runners_changed();
-    }
-}
-
 /// Frees the slot for the next swap, also when the task that carries this one out panics.
 struct Registered {
     inner: Arc<Inner>,
@@ -400,14 +387,6 @@ impl Inner {
             .await
             .map_err(|panic| Refusal::new("panic", format!("the trust's reader failed: {panic}")))??;
         if same && isolation == swap.isolation { Ok(()) } else { Err(came_between()) }
-    }
-
-    /// Lets new cycles of a runner wait until the guard goes; `why` is for people.
-    pub(super) fn held<'a>(&'a self, runner: &'a str, why: String) -> Held<'a> {
-        self.parts.runners.hold(runner, Some(why));
-        let held = Held { inner: self, runner };
-        self.parts.dispatch.runners_changed();
-        held
     }
 
     /// The commit, then the flip: from here on the candidate serves.

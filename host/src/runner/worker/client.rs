@@ -43,6 +43,26 @@ pub struct Worker {
     serves: OnceLock<()>,
     /// States that were left behind, for instances to come.
     waiting: Mutex<Waiting>,
+    asked: Mutex<Asked>,
+}
+
+/// The processes that are made or asked something outside of cycles, for [`Instances::give_up`].
+#[derive(Default)]
+pub(super) struct Asked {
+    pub given_up: bool,
+    pub handles: Vec<Arc<Handle>>,
+}
+
+/// Takes a process out of [`Asked`].
+struct Asking<'a>(&'a Worker, Arc<Handle>);
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        let mut asked = self.0.asked();
+        if let Some(at) = asked.handles.iter().position(|handle| Arc::ptr_eq(handle, &self.1)) {
+            asked.handles.swap_remove(at);
+        }
+    }
 }
 
 struct Running {
@@ -73,7 +93,23 @@ impl Worker {
             next: AtomicU64::new(0),
             serves: OnceLock::new(),
             waiting: Mutex::default(),
+            asked: Mutex::default(),
         }
+    }
+
+    pub(super) fn asked(&self) -> MutexGuard<'_, Asked> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets a process be ended for as long as the guard lives; at once, if it is not wanted any more.
+    fn asking(&self, handle: &Arc<Handle>) -> Asking<'_> {
+        let mut asked = self.asked();
+        asked.handles.push(Arc::clone(handle));
+        if asked.given_up {
+            handle.kill();
+        }
+        drop(asked);
+        Asking(self, Arc::clone(handle))
     }
 
     /// An idle instance that may serve `owner`, or a fresh one, with what was left for one like it.
@@ -108,6 +144,7 @@ impl Worker {
     pub(super) fn started(&self, register: impl FnOnce(&Arc<Handle>)) -> Result<Instance, RunnerError> {
         let mut process = self.factory.blank().map_err(|error| no_worker(&error))?;
         register(&process.handle);
+        let _asking = self.asking(&process.handle);
         let loaded =
             self.factory.load(&mut process, &self.spec, Pace::Usual).map_err(|error| no_worker(&error))?;
         self.note_sandbox(loaded.reached);
@@ -141,6 +178,7 @@ impl Worker {
         limit: Duration,
     ) -> Result<Vec<u8>, RunnerError> {
         let until = Some(self.factory.until(limit));
+        let _asking = self.asking(&process.handle);
         let mut talk = Talk { worker: self, process, host: None, phase: None };
         match talk.ask(kind, &[payload], until) {
             Ok(answer) => answer,

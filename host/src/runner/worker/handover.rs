@@ -289,7 +289,7 @@ impl Instances for Worker {
         states.0.into_iter().for_each(|state| self.keep(state));
         // As many as can be had now, so that what cannot be taken is known before it serves.
         let mut outcome = Ok(());
-        while let Some(owner) = self.next_owner() {
+        while let Some(owner) = self.next_owner().filter(|_| !self.asked().given_up) {
             let Some(mut instance) = self.place()? else { break };
             let taken = self.take_up(&mut instance, owner.as_deref());
             let died = matches!(taken, Err(RunnerError::Died(_)));
@@ -299,5 +299,11 @@ impl Instances for Worker {
             }
         }
         outcome
+    }
+
+    fn give_up(&self) {
+        let mut asked = self.asked();
+        asked.given_up = true;
+        asked.handles.iter().for_each(|handle| handle.kill());
     }
 }

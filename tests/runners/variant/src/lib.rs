@@ -5,6 +5,7 @@
 //! were recorded without it replay as ever.
 
 use std::hint::black_box;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -26,6 +27,8 @@ static MODE: [u8; 40] = *b"KAIROS-VARIANT: plain                   ";
 struct Variant {
     mode: String,
     ran: AtomicU64,
+    /// What `waits-export` and `waits-import` wait for.
+    door: Option<PathBuf>,
 }
 
 impl CycleRunner for Variant {
@@ -46,7 +49,8 @@ impl CycleRunner for Variant {
             }
             _ => {}
         }
-        Ok(Self { mode, ran: AtomicU64::new(0) })
+        let door = params["door"].as_str().map(PathBuf::from);
+        Ok(Self { mode, ran: AtomicU64::new(0), door })
     }
 
     fn run_cycle(&self, mandate: &Mandate, ctx: &Context) -> Result<Report, CallError> {
@@ -103,6 +107,7 @@ impl CycleRunner for Variant {
         if self.mode == "hangs-export" {
             std::thread::sleep(Duration::from_secs(3600));
         }
+        self.wait_at_the_door("waits-export");
         let schema = match self.mode.as_str() {
             "other-state" => "variant/2",
             "unlisted-state" => "variant/3",
@@ -112,6 +117,7 @@ impl CycleRunner for Variant {
     }
 
     fn import_state(&self, state: State) -> Result<(), CallError> {
+        self.wait_at_the_door("waits-import");
         let ran = state.data["ran"].as_u64().ok_or_else(|| CallError::invalid("no count in the state"))?;
         self.ran.store(ran, Ordering::SeqCst);
         Ok(())
@@ -119,6 +125,18 @@ impl CycleRunner for Variant {
 }
 
 impl Variant {
+    /// Writes its process into a file beside the door, and waits until that is there.
+    #[allow(clippy::disallowed_methods, reason = "a file of the test")]
+    fn wait_at_the_door(&self, mode: &str) {
+        let Some(door) = self.door.as_ref().filter(|_| self.mode == mode) else { return };
+        let (part, whole) = (door.with_extension("part"), door.with_extension("pid"));
+        let written = std::fs::write(&part, std::process::id().to_string());
+        written.and_then(|()| std::fs::rename(&part, &whole)).expect("the directory is the test's");
+        while !door.exists() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     fn misbehave(&self, mandate: &Mandate, ctx: &Context) -> Result<(), CallError> {
         match self.mode.as_str() {
             "crashes" => panic!("this version crashes"),
