@@ -2,7 +2,6 @@
 //! checks the whole store after an unclean stop, reads zone data again. Failures are logged and
 //! never stop anything.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,8 +27,8 @@ pub fn start(office: &Arc<Office>) -> Background {
     let mut tasks = JoinSet::new();
     tasks.spawn(views(Arc::clone(office)));
     tasks.spawn(daily(Arc::clone(office)));
-    if let Some(dir) = office.watched_plugins() {
-        tasks.spawn(watch(Arc::clone(office), dir));
+    if let Some((dir, ours)) = office.watched_plugins() {
+        tasks.spawn(swap::watch(office.parts().swaps.clone(), dir, ours));
     }
     if office.parts().store.was_unclean() {
         tasks.spawn(full_check(Arc::clone(office)));
@@ -91,13 +90,6 @@ async fn daily(office: Arc<Office>) {
             office.parts().chronos.refresh_zones();
             tracing::info!(data = ?office.parts().settings.zones.data(), "zone_data_changed");
         }
-    }
-}
-
-/// Plugins that appear in a directory are swapped in.
-async fn watch(office: Arc<Office>, dir: PathBuf) {
-    if let Err(error) = swap::watch(office.parts().swaps.clone(), dir.clone()).await {
-        tracing::error!(dir = %dir.display(), %error, "plugins_not_watched");
     }
 }
 

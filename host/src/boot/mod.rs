@@ -17,6 +17,7 @@ pub mod settings;
 mod slots;
 mod swaps;
 mod takeover;
+pub mod watched;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;

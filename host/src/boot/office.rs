@@ -158,10 +158,10 @@ impl Office {
         self.config().store_retention_days
     }
 
-    /// The directory whose new plugins are swapped in.
+    /// The directory whose new plugins are swapped in, and whether it is the daemon's to make.
     #[must_use]
-    pub fn watched_plugins(&self) -> Option<PathBuf> {
-        self.config().plugins_watch.map(|dir| self.parts.settings.paths.root.join(dir))
+    pub fn watched_plugins(&self) -> Option<(PathBuf, bool)> {
+        self.config().watched_plugins(&self.parts.settings.paths.root)
     }
 
     /// Removes kept plugins that nothing open needs and that nobody has used for a day: how many.
@@ -391,7 +391,8 @@ impl lifecycle::Office for Office {
 
 impl Source for Office {
     fn status(&self) -> Value {
-        let beat = self.parts.vitals.beat();
+        let mut beat = self.parts.vitals.beat();
+        beat.reasons.extend(self.parts.swaps.unwatched());
         let config = self.config();
         let phase = self.parts.mailbox.phase();
         let zones = self.parts.settings.zones.data();
@@ -424,6 +425,7 @@ impl Source for Office {
             "reasons": beat.reasons,
             "zone_data": zones.version,
             "swaps": self.parts.daemon.then(|| self.parts.swaps.status()),
+            "plugins_watch": self.parts.swaps.watched(),
         })
     }
 

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::output::{Style, emit, say};
 use crate::boot::fitness;
 use crate::boot::rehearsal::{self, Tried};
+use crate::boot::watched::{self, Found};
 use crate::config::reader::{Effective, Origin};
 use crate::config::report::{Level, Problem, counted};
 use crate::config::schedules::Around;
@@ -114,6 +115,9 @@ fn check(world: &World<'_>, rehearse: Rehearse<'_>, style: Style) -> anyhow::Res
             world.daemon.as_ref(),
         ));
         checked.report.extend(fitness::schedule_problems(daemon, &checked.schedules, world.paths));
+        if let Some(Found::Not(problem)) = watched::look(daemon, world.paths) {
+            checked.report.push(problem);
+        }
     }
     let report = &checked.report;
     let value = json!({

@@ -12,6 +12,7 @@ use super::config::{Checked, Rehearse, World, beyond, check_all};
 use super::output::{Style, emit};
 use crate::boot::fitness;
 use crate::boot::rehearsal::{self, Tried};
+use crate::boot::watched::{self, Found};
 use crate::config::paths::SOCKET_PATH_MAX;
 use crate::config::report::counted;
 use crate::config::{self, Problem, Report};
@@ -102,6 +103,7 @@ pub fn checks(world: &World<'_>, rehearse: Rehearse<'_>) -> Vec<Check> {
     let (tried, report) = beyond(world, &checked, rehearse);
     found.extend(runners(&tried, report));
     found.extend(commands(&checked, world, &tried));
+    found.extend(watched(&checked, world));
     found.push(trust(world));
     found.push(ok("zones", format!("time zone data {}", world.zones.data())));
     found.push(store(world));
@@ -262,6 +264,14 @@ fn commands(checked: &Checked, world: &World<'_>, tried: &[Tried]) -> Vec<Check>
         return vec![ok("commands", format!("all {} can start", daemon.commands.len()))];
     }
     found.take().into_iter().map(|problem| of_problem("commands", problem)).collect()
+}
+
+fn watched(checked: &Checked, world: &World<'_>) -> Option<Check> {
+    Some(match watched::look(checked.daemon.as_ref()?, world.paths)? {
+        Found::There(at) => ok("plugins_watch", format!("{} can be watched", at.display())),
+        Found::ToBeMade(dir) => ok("plugins_watch", format!("the next start makes {}", dir.display())),
+        Found::Not(problem) => of_problem("plugins_watch", problem),
+    })
 }
 
 fn trust(world: &World<'_>) -> Check {

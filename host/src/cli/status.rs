@@ -21,7 +21,7 @@ pub async fn status(context: &Context) -> anyhow::Result<()> {
 }
 
 /// What a person looks for first; the rest follows by name.
-const FIRST: [&str; 13] = [
+const FIRST: [&str; 14] = [
     "state",
     "reasons",
     "active_mandate_ids",
@@ -31,6 +31,7 @@ const FIRST: [&str; 13] = [
     "schedules",
     "schedules_quarantined",
     "swaps",
+    "plugins_watch",
     "sandbox",
     "pid",
     "started_at",
@@ -353,6 +354,7 @@ fn in_a_word(list: &Value) -> Value {
 fn said(key: &str, value: &Value) -> String {
     match (key, value) {
         ("swaps", Value::Object(_)) => swaps(value),
+        ("plugins_watch", Value::Object(_)) => plugins_watch(value),
         (_, Value::Object(map)) if map.is_empty() => "-".to_owned(),
         (_, Value::Object(map)) => {
             let each = map.iter().map(|(name, value)| format!("{name}={}", cell(value)));
@@ -362,6 +364,18 @@ fn said(key: &str, value: &Value) -> String {
         (_, Value::Array(list)) => list.iter().map(cell).collect::<Vec<_>>().join(", "),
         (_, other) => cell(other),
     }
+}
+
+/// The watched directory in a line.
+fn plugins_watch(value: &Value) -> String {
+    let key = |key: &str| cell(&value[key]);
+    if value["watched"] != true {
+        let (path, since) = (key("path"), key("since"));
+        return format!("{path}, not watched since {since}: {} ({})", key("why"), key("remedy"));
+    }
+    let leads =
+        if value["directory"] == value["path"] { String::new() } else { format!(" -> {}", key("directory")) };
+    format!("{}{leads}, watched since {}", key("path"), key("since"))
 }
 
 /// The account of swaps in a line.
@@ -410,6 +424,11 @@ mod tests {
             "under way: v at handover since 2026-11-22T09:00:00Z (swap-1), 1 done (flip p99 2.7 us); 2 images mapped \
              (3.0 MiB), replaced ones hold 1.0 MiB of 512.0 MiB"
         );
+        let watch = json!({"path": "/a", "watched": true, "directory": "/b", "since": "T"});
+        assert_eq!(said("plugins_watch", &watch), "/a -> /b, watched since T");
+        let watch = json!({"path": "/a", "watched": false, "directory": null, "since": "T",
+            "why": "/a does not exist", "remedy": "make it"});
+        assert_eq!(said("plugins_watch", &watch), "/a, not watched since T: /a does not exist (make it)");
         assert_eq!(said("sandbox", &json!({"a": "full", "b": "partial"})), "a=full, b=partial");
         assert_eq!(said("sandbox", &json!({})), "-");
         assert_eq!(said("swaps", &Value::Null), "-");

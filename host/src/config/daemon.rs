@@ -1,7 +1,7 @@
 //! `daemon.yml`: from text to a struct that cannot be wrong, with every problem in one report.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -312,6 +312,16 @@ impl DaemonConfig {
     #[must_use]
     pub fn pid_file(&self, root: &Path) -> PathBuf {
         root.join(&self.pid_path)
+    }
+
+    /// The directory whose new plugins are swapped in, as an absolute path, and whether it lies in the
+    /// root: then it is the daemon's to make.
+    #[must_use]
+    pub fn watched_plugins(&self, root: &Path) -> Option<(PathBuf, bool)> {
+        let named = self.plugins_watch.as_ref()?;
+        let dir = root.join(named);
+        let ours = dir.starts_with(root) && !named.components().any(|step| step == Component::ParentDir);
+        Some((std::path::absolute(&dir).unwrap_or(dir), ours))
     }
 
     /// What no runner may be granted besides `.kairos`; relative paths are of the root.

@@ -154,7 +154,8 @@ pub const DAEMON: &[Key] = &[
     live("commands.*.runners", "Runners that may ask for it; by itself those of the plugin `command`."),
     fixed(
         "plugins.watch",
-        "A directory: a plugin file that appears in it is swapped in for the runners of its name. Relative to the root.",
+        "A directory: a plugin file that appears in it is swapped in for the runners of its name. It may come and go, \
+         and be a link that is switched. Relative to the root.",
     ),
     live(
         "swap.shadow_cycles",

@@ -149,6 +149,12 @@ impl Runners {
         self.pins.write().unwrap_or_else(PoisonError::into_inner).barred = barred;
     }
 
+    /// Whether a version is one of those.
+    #[must_use]
+    pub fn is_barred(&self, name: &str, sha256: &str) -> bool {
+        self.pins.read().unwrap_or_else(PoisonError::into_inner).bars(name, sha256)
+    }
+
     /// A version must not serve by itself from now on; what serves now stays in its place.
     pub fn bar(&self, name: &str, sha256: &str) {
         let serves = self.current(name).ok().map(|current| current.identity().generation.clone());

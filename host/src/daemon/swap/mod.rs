@@ -31,7 +31,7 @@ use tokio::sync::watch as channel;
 
 pub use start::{adopt, barred, pins, refuse_entries};
 pub use view::{Refusal, Stage, SwapView};
-pub use watch::watch;
+pub use watch::{Unwatched, watch, watchable};
 
 use self::halt::{Halts, Preparing};
 use self::trial::Trial;
@@ -124,6 +124,8 @@ struct Inner {
     parts: Parts,
     settings: RwLock<Settings>,
     table: Mutex<Table>,
+    /// The watched directory, if one is configured.
+    watched: Mutex<Option<watch::Watched>>,
     /// Counts up whenever a slot becomes free for the next swap.
     freed: channel::Sender<u64>,
     runtime: tokio::runtime::Handle,
@@ -168,6 +170,7 @@ impl Swaps {
             parts,
             settings: RwLock::new(settings),
             table: Mutex::default(),
+            watched: Mutex::default(),
             freed: channel::Sender::new(0),
             runtime: tokio::runtime::Handle::current(),
         }));
