@@ -8,10 +8,11 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::Result;
-use kairos_tests::Root;
 use kairos_tests::swaps::*;
+use kairos_tests::{Root, fixture};
 use rustix::process::{Signal, WaitOptions, kill_process, waitpid};
 use serde_json::Value;
 
@@ -213,5 +214,45 @@ fn what_came_while_the_kernel_dropped_events_is_found_by_a_look() -> Result<()> 
     kill_process(daemon.pid(), Signal::CONT)?;
     wait_serves(&root, "b after")?;
     assert_eq!(root.logged("plugins_events_lost").len(), 1);
+    Ok(())
+}
+
+#[test]
+fn a_system_without_room_for_inotify_is_told_and_tried_again_by_itself() -> Result<()> {
+    let (root, beside, dir) = watching("incoming");
+    let program = fixture("few_watches", &beside.at(""));
+    if !Command::new(&program).args(["start", "--", "/bin/true"]).status()?.success() {
+        let demanded = std::env::var("KAIROS_SANDBOX").is_ok_and(|demanded| demanded == "full");
+        assert!(!demanded, "nobody may have a namespace here");
+        println!("NOT TESTED: nobody may have a namespace here");
+        return Ok(());
+    }
+    release(&root, &dir, "lay-there");
+    let next = trusted(&root, "b");
+    let root = root.by(&program, &["start"]);
+    let daemon = root.start()?;
+    let set = |what: &str, most: u32| {
+        let pid = daemon.pid().as_raw_nonzero().to_string();
+        assert!(
+            Command::new(&program).args(["set", &pid, what, &most.to_string()]).status().unwrap().success()
+        );
+    };
+    let told = |word: &str| {
+        root.wait_for(word, || {
+            let seen = root.json(&["status"])["plugins_watch"].clone();
+            (seen["code"] == "inotify_limit" && seen["why"].as_str()?.contains(word)).then_some(())
+        })
+    };
+    told("max_user_instances")?;
+    set("watches", 0);
+    set("instances", 8);
+    told("max_user_watches")?;
+    // It comes while nobody can see it, and what lay there at the start is left alone as ever.
+    fs::rename(next, dir.join("b.so"))?;
+    set("watches", 100);
+    wait_serves(&root, "b after")?;
+    wait_watched(&root, &dir)?;
+    assert_eq!(states(&root), ["active", "retired"]);
+    assert_eq!(root.logged("plugins_not_watched").len(), 1);
     Ok(())
 }
