@@ -15,6 +15,7 @@ mod claiming;
 mod conclude;
 mod cycle;
 mod deaths;
+mod ending;
 mod host_calls;
 pub mod ports;
 mod sandboxes;
@@ -28,7 +29,7 @@ use chrono::{DateTime, Utc};
 use tokio::sync::{Semaphore, watch};
 
 pub use conclude::{Outcome, Seen, Stops, Verdict, conclude};
-pub use cycle::Ended;
+pub use ending::Ended;
 pub use slots::Stuck;
 pub use waits::HeldBack;
 
