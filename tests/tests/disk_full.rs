@@ -113,23 +113,13 @@ fn wait_stderr(disk: &Disk, daemon: &Daemon, word: &str) {
     disk.root.wait_for(word, || daemon.stderr().contains(word).then_some(())).unwrap();
 }
 
-#[test]
-fn a_full_disk_holds_work_back_loses_nothing_and_doubles_nothing() {
-    let Some(disk) = Disk::new() else { return };
-    let root = &disk.root;
-    let often = "schedules: [{name: often, cron: '* * * * * *', mandate: {goal: tick}}]";
-    fs::write(disk.at(".kairos/config/schedules.yml"), often).unwrap();
-    let mut daemon = root.start().unwrap();
-    let mut expected = Expected { periods: BTreeMap::from([("often".to_owned(), 1)]), ..Expected::default() };
-    for _ in 0..3 {
-        expected.acknowledged.insert(root.add("before", &[]));
-    }
-
+/// Adds mandates to a full disk until one is refused: what lies in the store's own files already may
+/// still take a few.
+fn added_until_refused(disk: &Disk, expected: &mut Expected) -> Ran {
     disk.fill();
-    // What lies in the store's own files already may still take a few.
     let large = format!("text={}", "x".repeat(60_000));
-    let refused = root.wait_for("a refusal", || {
-        let ran = root.cli(&["mandate", "add", "large", "--param", &large, "--json"]);
+    let refused = disk.root.wait_for("a refusal", || {
+        let ran = disk.root.cli(&["mandate", "add", "large", "--param", &large, "--json"]);
         if ran.code == 0 {
             let added: Value = serde_json::from_str(&ran.stdout).unwrap();
             expected.acknowledged.insert(added["id"].as_str().unwrap().to_owned());
@@ -138,32 +128,23 @@ fn a_full_disk_holds_work_back_loses_nothing_and_doubles_nothing() {
         }
         Some(ran)
     });
-    let refused = refused.unwrap();
-    assert_eq!((refused.code, code_of(&refused).as_str()), (1, "disk_full"), "{}", refused.stderr);
-    root.wait_for("a reason", || disk.reasons().contains("disk full").then_some(())).unwrap();
-    wait_stderr(&disk, &daemon, "disk full");
-    // One can look, and is told what to do.
+    refused.unwrap()
+}
+
+/// One can look, and is told what to do.
+fn is_told(disk: &Disk) {
+    let root = &disk.root;
     assert!(!root.json(&["mandate", "list"]).as_array().unwrap().is_empty());
     let doctor = root.cli(&["doctor"]);
     assert_eq!(doctor.code, 1);
     assert!(doctor.stdout.contains("FAIL  space: 0 MiB free") && doctor.stdout.contains("make room"));
     assert!(!doctor.stdout.contains("the right to write"), "{}", doctor.stdout);
     assert_eq!(root.cli(&["config", "check"]).code, 0);
+}
 
-    // It dies of something else; another one cannot begin, and says why.
-    daemon.kill().unwrap();
-    let mut another = root.spawn(&[]).unwrap();
-    assert_eq!(another.wait().unwrap().code(), Some(1), "{}", another.stderr());
-    assert!(another.stderr().contains("disk full"), "{}", another.stderr());
-
-    fs::remove_file(disk.at("ballast")).unwrap();
-    let mut daemon = root.start().unwrap();
-    assert_eq!(disk.reasons(), "[]");
-    let after = root.add("after", &[]);
-    expected.acknowledged.insert(after.clone());
-    root.wait_state(&after, &["succeeded"]).unwrap();
-
-    // Cycles that end while it is full: what they did is kept until it can be recorded.
+/// Cycles that end while it is full: what they did is kept until it can be recorded.
+fn cycles_end_while_it_is_full(disk: &Disk, expected: &mut Expected) {
+    let root = &disk.root;
     let across =
         [root.add("across", &["sleep_ms=700"]), root.add("across", &["sleep_ms=900", "llm_calls=1"])];
     root.wait_state(&across[0], &["running"]).unwrap();
@@ -184,6 +165,49 @@ fn a_full_disk_holds_work_back_loses_nothing_and_doubles_nothing() {
         assert_eq!((&shown["state"], shown["cycles"].as_array().unwrap().len()), (&"succeeded".into(), 1));
         expected.acknowledged.insert(id);
     }
+}
+
+/// Nothing was lost and nothing doubled, as of the files of a daemon that has ended.
+fn audited(disk: &Disk, expected: &Expected) {
+    // SQLite opens files by the path that they have outside.
+    let copy = disk.root.aside().join("copy");
+    copy_all(&disk.at(".kairos/state"), &copy.join("state"));
+    copy_all(&disk.at(".kairos/wal"), &copy.join("wal"));
+    assert_eq!(audit(&copy, expected).unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn a_full_disk_holds_work_back_loses_nothing_and_doubles_nothing() {
+    let Some(disk) = Disk::new() else { return };
+    let root = &disk.root;
+    let often = "schedules: [{name: often, cron: '* * * * * *', mandate: {goal: tick}}]";
+    fs::write(disk.at(".kairos/config/schedules.yml"), often).unwrap();
+    let mut daemon = root.start().unwrap();
+    let mut expected = Expected { periods: BTreeMap::from([("often".to_owned(), 1)]), ..Expected::default() };
+    for _ in 0..3 {
+        expected.acknowledged.insert(root.add("before", &[]));
+    }
+
+    let refused = added_until_refused(&disk, &mut expected);
+    assert_eq!((refused.code, code_of(&refused).as_str()), (1, "disk_full"), "{}", refused.stderr);
+    root.wait_for("a reason", || disk.reasons().contains("disk full").then_some(())).unwrap();
+    wait_stderr(&disk, &daemon, "disk full");
+    is_told(&disk);
+
+    // It dies of something else; another one cannot begin, and says why.
+    daemon.kill().unwrap();
+    let mut another = root.spawn(&[]).unwrap();
+    assert_eq!(another.wait().unwrap().code(), Some(1), "{}", another.stderr());
+    assert!(another.stderr().contains("disk full"), "{}", another.stderr());
+
+    fs::remove_file(disk.at("ballast")).unwrap();
+    let mut daemon = root.start().unwrap();
+    assert_eq!(disk.reasons(), "[]");
+    let after = root.add("after", &[]);
+    expected.acknowledged.insert(after.clone());
+    root.wait_state(&after, &["succeeded"]).unwrap();
+
+    cycles_end_while_it_is_full(&disk, &mut expected);
     // Said once for each time, not each second.
     let said = |word: &str| daemon.stderr().matches(word).count();
     assert!(said("daemon_chronos_tick_failed") <= said("daemon_store_restored"), "{}", daemon.stderr());
@@ -198,11 +222,7 @@ fn a_full_disk_holds_work_back_loses_nothing_and_doubles_nothing() {
     })
     .unwrap();
     assert_eq!(daemon.stop().unwrap(), 0, "{}", daemon.stderr());
-    // SQLite opens files by the path that they have outside.
-    let copy = root.aside().join("copy");
-    copy_all(&disk.at(".kairos/state"), &copy.join("state"));
-    copy_all(&disk.at(".kairos/wal"), &copy.join("wal"));
-    assert_eq!(audit(&copy, &expected).unwrap(), Vec::<String>::new());
+    audited(&disk, &expected);
 }
 
 #[test]

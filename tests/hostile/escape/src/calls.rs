@@ -13,6 +13,13 @@ fn map(length: usize, protection: usize) -> Result<i64, i32> {
 }
 
 pub fn attempts(log: &mut Log) {
+    memory(log);
+    limits(log);
+    privileges(log);
+    rare_calls(log);
+}
+
+fn memory(log: &mut Log) {
     log.tries("memory.too_much", || {
         const LENGTH: usize = 1 << 30;
         let address = map(LENGTH, READ_WRITE).map_err(text_of)?;
@@ -25,6 +32,9 @@ pub fn attempts(log: &mut Log) {
         works(call(libc::SYS_mprotect, [address, PAGE, (libc::PROT_READ | libc::PROT_EXEC) as usize, 0, 0]))
     });
     log.tries("memory.file", || works(call(libc::SYS_memfd_create, [c"x".as_ptr() as usize, 0, 0, 0, 0])));
+}
+
+fn limits(log: &mut Log) {
     log.tries("limits.raise", raise_limit);
     log.tries("limits.threads", threads);
     log.tries("limits.of_daemon", || {
@@ -35,6 +45,9 @@ pub fn attempts(log: &mut Log) {
             [parent, libc::RLIMIT_NOFILE as usize, 0, limit.as_mut_ptr() as usize, 0],
         ))
     });
+}
+
+fn privileges(log: &mut Log) {
     log.tries("privileges.user", || {
         // Only the effective one, and back at once.
         let set = |user: usize| call(libc::SYS_setresuid, [usize::MAX, user, usize::MAX, 0, 0]);
@@ -62,6 +75,9 @@ pub fn attempts(log: &mut Log) {
     log.tries("privileges.outlive_daemon", || {
         works(call(libc::SYS_prctl, [libc::PR_SET_PDEATHSIG as usize, 0, 0, 0, 0]))
     });
+}
+
+fn rare_calls(log: &mut Log) {
     // With nothing in their arguments: a refusal comes before they look at any.
     let calls = [
         ("calls.bpf", libc::SYS_bpf),

@@ -20,6 +20,17 @@ fn writes(path: &Path) -> Outcome {
 
 pub fn attempts(log: &mut Log, targets: &Targets) {
     let root = &targets.root;
+    granted(log, root);
+    looks(log, root);
+    changes(log, root);
+    special(log, root);
+    set_id(log, root);
+    daemons(log, targets.daemon);
+    log.tries("files.inherited", inherited);
+}
+
+/// What it may do.
+fn granted(log: &mut Log, root: &Path) {
     let at = |path: &str| root.join(path);
     log.tries("granted.read", || reads(&at("in/note.txt")));
     log.tries("granted.list", || outcome(fs::read_dir(at("in"))));
@@ -29,7 +40,10 @@ pub fn attempts(log: &mut Log, targets: &Targets) {
         fs::rename(at("out/mine.txt"), at("out/dir/yours.txt")).map_err(|error| error.to_string())?;
         outcome(fs::remove_file(at("out/dir/yours.txt")).and_then(|()| fs::remove_dir(at("out/dir"))))
     });
+}
 
+fn looks(log: &mut Log, root: &Path) {
+    let at = |path: &str| root.join(path);
     log.tries("files.token", || reads(&at(".kairos/run/attach_token")));
     log.tries("files.config", || reads(&at(".kairos/config/daemon.yml")));
     log.tries("files.store", || reads(&at(".kairos/state/store.db")));
@@ -37,6 +51,11 @@ pub fn attempts(log: &mut Log, targets: &Targets) {
     log.tries("files.list_root", || outcome(fs::read_dir(root)));
     log.tries("files.list_system", || outcome(fs::read_dir("/etc")));
     log.tries("files.libraries", || outcome(fs::read_dir("/usr/lib")));
+    log.tries("files.dot_dot", || reads(&at("out/../victim.txt")));
+}
+
+fn changes(log: &mut Log, root: &Path) {
+    let at = |path: &str| root.join(path);
     log.tries("files.write_outside", || writes(&at("outside.txt")));
     log.tries("files.write_tmp", || {
         writes(&std::env::temp_dir().join(format!("escape-{}", std::process::id())))
@@ -55,7 +74,20 @@ pub fn attempts(log: &mut Log, targets: &Targets) {
         writes(&at("out/moved.txt"))?;
         outcome(fs::rename(at("out/moved.txt"), at("moved.txt")))
     });
-    log.tries("files.dot_dot", || reads(&at("out/../victim.txt")));
+    log.tries("files.mode", || {
+        outcome(fs::set_permissions(at("victim.txt"), fs::Permissions::from_mode(0o666)))
+    });
+    log.tries("files.times", || {
+        let path = c_path(&at("victim.txt"));
+        reaches(call(libc::SYS_utimensat, [libc::AT_FDCWD as usize, path.as_ptr() as usize, 0, 0, 0]))
+    });
+    log.tries("files.huge", || outcome(File::create(at("out/huge")).and_then(|file| file.set_len(3 << 30))));
+    drop(fs::remove_file(at("out/huge")));
+}
+
+/// Links, and files that are none of the ordinary kind.
+fn special(log: &mut Log, root: &Path) {
+    let at = |path: &str| root.join(path);
     log.tries("files.symlink", || outcome(std::os::unix::fs::symlink("/etc/passwd", at("out/link"))));
     log.tries("files.hard_link", || outcome(fs::hard_link(at("victim.txt"), at("out/hard"))));
     log.tries("files.fifo", || {
@@ -65,9 +97,22 @@ pub fn attempts(log: &mut Log, targets: &Targets) {
             [libc::AT_FDCWD as usize, path.as_ptr() as usize, (libc::S_IFIFO | 0o600) as usize, 0, 0],
         ))
     });
-    log.tries("files.mode", || {
-        outcome(fs::set_permissions(at("victim.txt"), fs::Permissions::from_mode(0o666)))
+    log.tries("files.whiteout", || {
+        const WHITEOUT: usize = 4;
+        writes(&at("out/covered"))?;
+        let (from, to) = (c_path(&at("out/covered")), c_path(&at("out/uncovered")));
+        let here = libc::AT_FDCWD as usize;
+        let moved =
+            call(libc::SYS_renameat2, [here, from.as_ptr() as usize, here, to.as_ptr() as usize, WHITEOUT]);
+        drop(fs::remove_file(at("out/covered")));
+        drop(fs::remove_file(at("out/uncovered")));
+        reaches(moved)
     });
+}
+
+/// Files that act as their owner, whoever runs them.
+fn set_id(log: &mut Log, root: &Path) {
+    let at = |path: &str| root.join(path);
     let opens = |call_number: libc::c_long, how: usize, size: usize| {
         let path = c_path(&at("out/acts_as_owner"));
         let made = works(call(call_number, [libc::AT_FDCWD as usize, path.as_ptr() as usize, how, size, 0]));
@@ -84,28 +129,14 @@ pub fn attempts(log: &mut Log, targets: &Targets) {
         let how: [u64; 3] = [MAKE as u64, 0o6777, 0];
         opens(libc::SYS_openat2, how.as_ptr() as usize, size_of_val(&how))
     });
-    log.tries("files.whiteout", || {
-        const WHITEOUT: usize = 4;
-        writes(&at("out/covered"))?;
-        let (from, to) = (c_path(&at("out/covered")), c_path(&at("out/uncovered")));
-        let here = libc::AT_FDCWD as usize;
-        let moved =
-            call(libc::SYS_renameat2, [here, from.as_ptr() as usize, here, to.as_ptr() as usize, WHITEOUT]);
-        drop(fs::remove_file(at("out/covered")));
-        drop(fs::remove_file(at("out/uncovered")));
-        reaches(moved)
-    });
-    log.tries("files.times", || {
-        let path = c_path(&at("victim.txt"));
-        reaches(call(libc::SYS_utimensat, [libc::AT_FDCWD as usize, path.as_ptr() as usize, 0, 0, 0]))
-    });
-    log.tries("files.huge", || outcome(File::create(at("out/huge")).and_then(|file| file.set_len(3 << 30))));
-    drop(fs::remove_file(at("out/huge")));
-    log.tries("files.daemon_memory", || outcome(File::open(format!("/proc/{}/mem", targets.daemon))));
-    log.tries("files.daemon_environment", || reads(Path::new(&format!("/proc/{}/environ", targets.daemon))));
-    log.tries("files.daemon_arguments", || reads(Path::new(&format!("/proc/{}/cmdline", targets.daemon))));
+}
+
+/// What the kernel shows of the daemon, and of the runner itself.
+fn daemons(log: &mut Log, daemon: i32) {
+    log.tries("files.daemon_memory", || outcome(File::open(format!("/proc/{daemon}/mem"))));
+    log.tries("files.daemon_environment", || reads(Path::new(&format!("/proc/{daemon}/environ"))));
+    log.tries("files.daemon_arguments", || reads(Path::new(&format!("/proc/{daemon}/cmdline"))));
     log.tries("files.own_memory", || outcome(OpenOptions::new().write(true).open("/proc/self/mem")));
-    log.tries("files.inherited", inherited);
 }
 
 /// Files and directories that were open when it began.
