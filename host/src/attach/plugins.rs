@@ -115,12 +115,14 @@ pub async fn history(
     query: Result<Query<HistoryQuery>, QueryRejection>,
 ) -> Answer {
     let Query(HistoryQuery { runner, limit }) = query?;
-    if let Some(runner) = runner.as_ref().filter(|runner| !plane.source.has_runner(runner)) {
-        return Err(ApiError::not_found("runner", runner));
-    }
+    let unknown = runner.clone().filter(|runner| !plane.source.has_runner(runner));
     let source = std::sync::Arc::clone(&plane.source);
     let limit = limit.unwrap_or(HISTORY);
     let rows = read(&plane, move |_| source.generations(runner.as_deref(), limit)).await?;
+    // One that is not configured any more has a past all the same.
+    if let Some(runner) = unknown.filter(|_| rows.is_empty()) {
+        return Err(ApiError::not_found("runner", &runner));
+    }
     Ok(Json(json!({"history": rows})))
 }
 

@@ -93,7 +93,6 @@ impl Swaps {
     /// # Errors
     /// `no_swap`; `conflict` when the candidate has the slot already, or is just taking it.
     pub fn abort(&self, runner: &str) -> Result<SwapView, Refusal> {
-        self.0.parts.runners.config(runner)?;
         let too_late = |what: &str| {
             Refusal::new("conflict", format!("{what}; that cannot be given up, but taken back"))
                 .remedy(format!("kairos plugin rollback {runner}"))
@@ -107,6 +106,8 @@ impl Swaps {
                     return Err(too_late(&format!("the version that serves runner {runner} is on trial")));
                 }
                 None => {
+                    // A reload may have removed the runner of one that is under way; not of another.
+                    self.0.parts.runners.config(runner)?;
                     let message = format!("no swap of runner {runner} is under way");
                     return Err(Refusal::new("no_swap", message).remedy("look at `kairos plugin list`"));
                 }

@@ -374,8 +374,8 @@ impl Inner {
         on_thread("load", swap.settings.shadow_deadline, &*self.parts.clock, work).await?
     }
 
-    /// Whether the entry and the trust are still those that the candidate was made ready for: cycles
-    /// may have been waited for meanwhile.
+    /// Whether the entry and the trust are still those that the candidate was made ready for, and the
+    /// slot is served by what it is to replace: cycles may have been waited for meanwhile.
     async fn still_wanted(&self, swap: &Swap, plugin: &Arc<PluginFile>) -> Result<(), Refusal> {
         let (runners, plugin) = (Arc::clone(&self.parts.runners), Arc::clone(plugin));
         let (config, runner) = (swap.config.clone(), swap.plan.runner.clone());
@@ -386,7 +386,12 @@ impl Inner {
         let (same, isolation) = tokio::task::spawn_blocking(asked)
             .await
             .map_err(|panic| Refusal::new("panic", format!("the trust's reader failed: {panic}")))??;
-        if same && isolation == swap.isolation { Ok(()) } else { Err(came_between()) }
+        let serves = self.parts.runners.current(&swap.plan.runner).ok();
+        let unmoved = match (&serves, &swap.serves) {
+            (Some(now), Some(then)) => Arc::ptr_eq(now, then),
+            (now, then) => now.is_none() && then.is_none(),
+        };
+        if same && unmoved && isolation == swap.isolation { Ok(()) } else { Err(came_between()) }
     }
 
     /// The commit, then the flip: from here on the candidate serves.
@@ -431,7 +436,8 @@ impl Inner {
             Ok(former) => former,
             Err(error) => {
                 self.table().trials.remove(runner);
-                return Err(self.take_back((old, next), leaves, error.into()).await);
+                tracing::warn!(runner, %error, "swap_found_another_slot");
+                return Err(self.take_back((old, next), leaves).await);
             }
         };
         let from = swap.view.borrow().from.clone();
@@ -476,14 +482,9 @@ impl Inner {
 
     /// The slot got another generation while the flip was committed: a reload. The store must say
     /// again what is true; the next start or reload adopts what serves then.
-    async fn take_back(
-        &self,
-        (old, next): (Option<i64>, i64),
-        left: GenerationEvent,
-        why: Refusal,
-    ) -> Refusal {
+    async fn take_back(&self, (old, next): (Option<i64>, i64), left: GenerationEvent) -> Refusal {
         use GenerationEvent as E;
-        let mut moves = vec![GenerationMove::new(next, E::RollBack, Some(why.message.clone()))];
+        let mut moves = vec![GenerationMove::new(next, E::RollBack, Some(came_between().message))];
         if let Some(old) = old.filter(|_| left != E::RollBack) {
             moves.push(GenerationMove::new(old, E::Activate, None));
         }

@@ -337,18 +337,28 @@ impl Inner {
         for trial in trials {
             let mut ended = trial.ended.lock().await;
             let runner = trial.view.borrow().runner.clone();
-            let stale = match self.parts.runners.current(&runner) {
-                Ok(serves) => !trial.is_of(&serves.identity().generation),
-                Err(error) => matches!(error, LoadError::UnknownRunner(_)),
+            let (stale, removed) = match self.parts.runners.current(&runner) {
+                Ok(serves) => (!trial.is_of(&serves.identity().generation), false),
+                Err(LoadError::UnknownRunner(_)) => (true, true),
+                Err(_) => (false, false),
             };
             if ended.is_some() || !stale {
                 continue;
             }
-            *ended = Some(Err("the configuration names another file".to_owned()));
+            let why = if removed { "the runner was removed" } else { "the configuration names another file" };
+            if removed {
+                // Of a runner that is there the store knows it from who serves now.
+                let step = GenerationMove::new(trial.rows.0, GenerationEvent::Withdraw, Some(why.to_owned()));
+                let ended = self.parts.generations.move_generations(vec![step], self.parts.clock.now()).await;
+                if let Err(error) = ended {
+                    tracing::error!(runner, %error, "swap_trial_end_not_recorded");
+                }
+            }
+            *ended = Some(Err(why.to_owned()));
             self.table().trials.remove(&runner);
             self.freed.send_modify(|count| *count += 1);
             tracing::info!(runner, "runner_trial_ended_by_configuration");
-            let refusal = Refusal::new("conflict", "the configuration names another file for the runner now");
+            let refusal = Refusal::new("conflict", format!("its trial is over: {why}"));
             end(&trial.view, Stage::RolledBack, refusal, &*self.parts.clock);
             trial.decided.notify_one();
         }
