@@ -120,7 +120,7 @@ fn parts(store: &Arc<dyn Store>, clock: &Arc<dyn Clock>) -> Parts {
         gate: Arc::new(move || budget.day_and_limits(time.now())),
         providers: Providers::default(),
         tools: Tools::default(),
-        policy: Policy,
+        policy: Policy::default(),
     });
     Parts {
         clock: Arc::clone(clock),

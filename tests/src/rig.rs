@@ -227,6 +227,6 @@ fn broker(
         gate: Arc::new(move || wallet.day_and_limits(time.now())),
         providers,
         tools: Tools::builtin(&Workspace::open(root)?),
-        policy: Policy,
+        policy: Policy::default(),
     }))
 }

@@ -164,7 +164,7 @@ fn a_link_inside_a_grant_leads_a_runner_nowhere_else() {
     };
     fs::create_dir(at("o")).unwrap();
     for (to, fault) in [
-        ("../secret", "outside of what is granted"),
+        ("../secret", "leads out of that place"),
         ("../log", "keeps for itself"),
         ("../.kairos", "keeps for itself"),
         ("/etc", "leads outside of the root"),

@@ -168,7 +168,7 @@ fn broker(root: &Path, daemon: &DaemonConfig) -> Arc<Broker> {
         gate: Arc::new(move || gate.clone()),
         providers: Providers::build(daemon.llm.default.clone(), &[spec]).unwrap(),
         tools: Tools::builtin(&Workspace::open(root).unwrap()),
-        policy: Policy,
+        policy: Policy::default(),
     })
 }
 

@@ -10,16 +10,16 @@ use kairos_plugin_api::Usage;
 use crate::boot::settings::Settings;
 use crate::broker::llm::Price;
 use crate::broker::tools::process::preset::Preset;
-use crate::broker::tools::process::ready::grantable;
+use crate::broker::tools::process::ready::{Granted, grantable};
 use crate::broker::tools::process::{
     CommandSpec, Grant, Input, Launch, Live, Pass, ProcessRun, Secret, Start, install,
 };
 use crate::config::commands::{CommandConfig, InputWord, PresetWord, PromptWord};
 use crate::config::llm::SecretSource;
-use crate::config::{Env, Paths};
+use crate::config::{DaemonConfig, Env, Paths};
 use crate::sys::clock::Clock;
 use crate::sys::files;
-use crate::sys::sandbox::{self, Confinement, Grants, Network};
+use crate::sys::sandbox::{self, Confinement, Fence, Grants, Network};
 
 /// Where programs are looked up unless `env` or `inherit` says otherwise.
 const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
@@ -30,8 +30,9 @@ const SECRET_FILE_MAX: u64 = 64 << 10;
 
 /// Builds the tool.
 pub fn build(settings: &Settings, env: &Env, clock: &Arc<dyn Clock>, live: &Arc<Live>) -> ProcessRun {
+    let place = Place::of(&settings.config, &settings.paths, env);
     let commands = settings.config.commands.iter();
-    let commands = commands.map(|(name, command)| spec(name, command, &settings.paths, env)).collect();
+    let commands = commands.map(|(name, command)| place.spec(name, command)).collect();
     ProcessRun::new(commands, Arc::new(confined), Arc::clone(clock), Arc::clone(live))
 }
 
@@ -50,13 +51,45 @@ pub fn sweep(paths: &Paths) {
     }
 }
 
-/// One of them, for the daemon.
-pub fn spec(name: &str, command: &CommandConfig, paths: &Paths, env: &Env) -> CommandSpec {
-    spec_in("the daemon's environment", name, command, paths, env)
+/// What runners and tools may change: relative to the root, or absolute.
+pub fn changeable(config: &DaemonConfig, env: &Env) -> Vec<PathBuf> {
+    let runners = config.runners.values().flat_map(|runner| at_home(&runner.grants, env).write);
+    let commands = config.commands.values().flat_map(|command| &command.write);
+    runners.chain(commands.map(|path| home(Path::new(path), env))).collect()
 }
 
-/// One of them, by the environment of whoever it is for.
-pub fn spec_in(whose: &str, name: &str, command: &CommandConfig, paths: &Paths, env: &Env) -> CommandSpec {
+/// What bounds grants.
+pub fn fence(config: &DaemonConfig, paths: &Paths, env: &Env) -> Fence {
+    Fence { root: paths.root.clone(), kept: config.kept(), changeable: changeable(config, env) }
+}
+
+/// Where commands of a configuration are at home.
+pub struct Place<'a> {
+    paths: &'a Paths,
+    env: &'a Env,
+    whose: &'static str,
+    fence: Arc<Fence>,
+}
+
+impl<'a> Place<'a> {
+    /// For the daemon.
+    pub fn of(config: &DaemonConfig, paths: &'a Paths, env: &'a Env) -> Self {
+        Self { paths, env, whose: "the daemon's environment", fence: Arc::new(fence(config, paths, env)) }
+    }
+
+    /// By the environment of somebody else.
+    pub fn by(self, whose: &'static str) -> Self {
+        Self { whose, ..self }
+    }
+
+    /// One of them, its grants as they are now.
+    pub fn spec(&self, name: &str, command: &CommandConfig) -> CommandSpec {
+        spec(name, command, self)
+    }
+}
+
+fn spec(name: &str, command: &CommandConfig, at: &Place<'_>) -> CommandSpec {
+    let (paths, env) = (at.paths, at.env);
     let preset = match command.preset {
         PresetWord::Jsonl => Preset::Jsonl,
         PresetWord::Plain => Preset::Plain,
@@ -82,14 +115,15 @@ pub fn spec_in(whose: &str, name: &str, command: &CommandConfig, paths: &Paths, 
         },
         cwd: place(&command.cwd),
         env: environment(command, env),
-        secrets: secrets(whose, command, paths, env),
-        grant: command.sandbox.then(|| Grant {
-            network: command.network,
-            read: command.read.iter().map(place).collect(),
-            write: command.write.iter().map(place).collect(),
+        secrets: secrets(at.whose, command, paths, env),
+        grant: command.sandbox.then(|| {
+            let granted = |paths: &[String]| {
+                paths.iter().map(|path| Granted::now(place(path), &at.fence)).collect::<Vec<_>>()
+            };
+            Grant { network: command.network, read: granted(&command.read), write: granted(&command.write) }
         }),
         scratch: scratch(paths),
-        own: paths.dot.clone(),
+        fence: Arc::clone(&at.fence),
         timeout: command.timeout,
         grace: command.grace,
         max_output: usize::try_from(command.max_output_bytes).unwrap_or(usize::MAX),
@@ -110,16 +144,18 @@ pub fn spec_in(whose: &str, name: &str, command: &CommandConfig, paths: &Paths, 
 
 /// A path of the configuration: `~/` is the home directory, relative ones start at the root.
 fn place(path: &str, paths: &Paths, env: &Env) -> PathBuf {
-    let home = path.strip_prefix("~/").and_then(|rest| env.dir("HOME").map(|home| home.join(rest)));
-    home.unwrap_or_else(|| paths.at_root(Path::new(path)))
+    paths.at_root(&home(Path::new(path), env))
+}
+
+/// With `~/` as the home directory.
+fn home(path: &Path, env: &Env) -> PathBuf {
+    let home = path.strip_prefix("~").ok().and_then(|rest| env.dir("HOME").map(|home| home.join(rest)));
+    home.unwrap_or_else(|| path.to_owned())
 }
 
 /// Grants of a runner with `~/` as the home directory; relative ones are the launcher's to place.
 pub fn at_home(grants: &Grants, env: &Env) -> Grants {
-    let place = |path: &PathBuf| {
-        let home = path.strip_prefix("~").ok().and_then(|rest| env.dir("HOME").map(|home| home.join(rest)));
-        home.unwrap_or_else(|| path.clone())
-    };
+    let place = |path: &PathBuf| home(path, env);
     Grants { read: grants.read.iter().map(place).collect(), write: grants.write.iter().map(place).collect() }
 }
 
@@ -187,35 +223,34 @@ fn first_line(path: &Path) -> Result<String, String> {
 /// leaves a guardian behind.
 fn confined(start: &Start<'_>) -> Result<Launch, String> {
     let kairos = Path::new(THIS_PROGRAM);
-    let wanted = start.grant.map(|grant| {
-        for path in grant.read.iter().chain(&grant.write) {
-            grantable(path, start.own)?;
-        }
-        Ok::<_, String>(confinement(start, grant))
-    });
-    let wanted = wanted.transpose()?;
+    let wanted = start.grant.map(|grant| confinement(start, grant)).transpose()?;
     let mut command = sandbox::accompanied(kairos, wanted.as_ref(), start.program.as_os_str());
     command.args(start.args);
     Ok(Launch { command, guarded: true })
 }
 
-fn confinement(start: &Start<'_>, grant: &Grant) -> Confinement {
-    let mut read = grant.read.clone();
+/// Every path in it without links: a link that takes the place of one before it is opened is no way out.
+fn confinement(start: &Start<'_>, grant: &Grant) -> Result<Confinement, String> {
+    let all =
+        |paths: &[Granted]| paths.iter().map(|path| path.real(start.fence)).collect::<Result<Vec<_>, _>>();
+    let (mut read, mut write) = (all(&grant.read)?, all(&grant.write)?);
+    let real = |path: &Path| path.canonicalize().map_err(|error| format!("{}: {error}", path.display()));
     // Its interpreter and packages; what holds the daemon's own directory is left out.
     let parts = install::parts(start.program, start.path).unwrap_or_else(|_| vec![start.program.to_owned()]);
-    read.extend(parts.into_iter().filter(|part| part == start.program || grantable(part, start.own).is_ok()));
-    let mut write = grant.write.clone();
-    write.push(start.scratch.to_owned());
+    for part in parts.iter().filter(|part| *part == start.program || grantable(part, start.fence).is_ok()) {
+        read.push(real(part)?);
+    }
+    write.push(real(start.scratch)?);
     // What an agent can read it could run by way of a shell anyway.
     let exec = sandbox::programs().into_iter().chain(read.iter().cloned()).chain(write.iter().cloned());
-    Confinement {
+    Ok(Confinement {
         exec: exec.collect(),
         network: if grant.network { Network::Host } else { Network::None },
         read,
         write,
         die_with_parent: true,
         ..Confinement::tool()
-    }
+    })
 }
 
 /// Whether the sandbox of this machine takes a command, found without running it.
@@ -231,8 +266,8 @@ pub fn trial(spec: &CommandSpec) -> Result<(), String> {
         grant: Some(grant),
         path: spec.path(),
         // A run gets a directory of its own; any that is there does for a trial.
-        scratch: &spec.own,
-        own: &spec.own,
+        scratch: &spec.fence.own(),
+        fence: &spec.fence,
     };
-    sandbox::trial(Path::new(THIS_PROGRAM), &confinement(&start, grant))
+    sandbox::trial(Path::new(THIS_PROGRAM), &confinement(&start, grant)?)
 }

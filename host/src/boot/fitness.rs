@@ -33,9 +33,9 @@ impl Fitness {
     pub fn of(config: &DaemonConfig, paths: &Paths, env: &Env) -> Self {
         let of_commands = config.runners.iter().filter(|(_, runner)| runner.is_of_commands());
         let runners = of_commands.map(|(name, runner)| (name.clone(), runner.command().map(str::to_owned)));
+        let place = commands::Place::of(config, paths, env);
         let commands = config.commands.iter();
-        let commands =
-            commands.map(|(name, command)| (name.clone(), commands::spec(name, command, paths, env)));
+        let commands = commands.map(|(name, command)| (name.clone(), place.spec(name, command)));
         Self {
             runners: runners.collect(),
             commands: commands.collect(),
@@ -132,8 +132,9 @@ fn lacks(spec: &CommandSpec, path: &str) -> Vec<Lack> {
 #[must_use]
 pub fn told(config: &DaemonConfig, paths: &Paths, env: &Env) -> Vec<Value> {
     let path = env.get("PATH").unwrap_or_default();
+    let place = commands::Place::of(config, paths, env);
     let one = |(name, command): (&String, &CommandConfig)| {
-        let spec = commands::spec(name, command, paths, env);
+        let spec = place.spec(name, command);
         let lack = |Lack { key, message, remedy }| json!({"key": key, "message": message, "remedy": remedy});
         let lacks: Vec<Value> = lacks(&spec, path).into_iter().map(lack).collect();
         json!({"command": name, "secrets": spec.secrets.keys().collect::<Vec<_>>(), "lacks": lacks})
@@ -184,9 +185,10 @@ pub fn problems(
     let mut report = Report::default();
     let file: Arc<str> = paths.show(&paths.daemon_yml).into();
     let path = env.get("PATH").unwrap_or_default();
+    let place = commands::Place::of(config, paths, env).by("the environment of this command line");
     for (name, command) in &config.commands {
         let used = config.runners.values().any(|runner| runner.command() == Some(name));
-        let spec = commands::spec_in("the environment of this command line", name, command, paths, env);
+        let spec = place.spec(name, command);
         let mut lacks = lacks(&spec, path);
         as_the_daemon_sees(&mut lacks, name, daemon);
         if lacks.is_empty()
@@ -214,8 +216,9 @@ pub fn problems(
             tried.iter().find(|tried| tried.runner == *name).and_then(|tried| tried.outcome.as_ref().err());
         code.is_some_and(|error| error.code() == "bad_grant")
     };
+    let fence = commands::fence(config, paths, env);
     for (name, runner) in config.runners.iter().filter(|(name, _)| !refused(name)) {
-        let Err(error) = commands::at_home(&runner.grants, env).below(&paths.root, &config.kept()) else {
+        let Err(error) = commands::at_home(&runner.grants, env).below(&fence) else {
             continue;
         };
         let key = format!("{}.grants", DaemonConfig::key_of(&["runners", name]));

@@ -440,6 +440,11 @@ fn broker(
     let (wallet, time) = (Arc::clone(wallet), Arc::clone(clock));
     let mut tools = Tools::builtin(&Workspace::open(&settings.paths.root)?);
     tools.add(Arc::new(commands::build(settings, env, clock, live)));
+    let root = settings.paths.root.canonicalize()?;
+    let kept = settings.config.kept().into_iter().filter_map(|path| {
+        let full = root.join(path);
+        full.canonicalize().unwrap_or(full).strip_prefix(&root).map(std::path::Path::to_owned).ok()
+    });
     Ok(Arc::new(Broker {
         store: Arc::clone(store),
         clock: Arc::clone(clock),
@@ -447,7 +452,7 @@ fn broker(
         gate: Arc::new(move || wallet.day_and_limits(time.now())),
         providers: providers::build(settings)?,
         tools,
-        policy: Policy,
+        policy: Policy::keeping(kept),
     }))
 }
 
@@ -457,6 +462,7 @@ fn runner_configs(config: &DaemonConfig, env: &Env) -> Vec<RunnerConfig> {
         crate::config::Isolation::Process => Isolation::Process,
         crate::config::Isolation::Sandbox => Isolation::Sandbox,
     };
+    let changeable = commands::changeable(config, env);
     config
         .runners
         .iter()
@@ -468,6 +474,7 @@ fn runner_configs(config: &DaemonConfig, env: &Env) -> Vec<RunnerConfig> {
             params: runner.params.clone().into(),
             grants: commands::at_home(&runner.grants, env),
             kept: config.kept(),
+            changeable: changeable.clone(),
             require: config.sandbox_require,
             ..RunnerConfig::new(name, &runner.plugin)
         })

@@ -6,7 +6,8 @@
 //! `allowed_actions`.
 
 use std::ffi::OsStr;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use kairos_plugin_api::Mandate;
 
@@ -42,21 +43,29 @@ pub enum Denied {
     #[error("{place} is protected")]
     Protected {
         /// The part of the path that is.
-        place: &'static str,
+        place: String,
     },
 }
 
 /// The policy in force.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Policy;
+#[derive(Clone, Debug, Default)]
+pub struct Policy {
+    kept: Arc<[PathBuf]>,
+}
 
 impl Policy {
+    /// One by which nothing writes to these places either; relative to the workspace, without links.
+    #[must_use]
+    pub fn keeping(kept: impl IntoIterator<Item = PathBuf>) -> Self {
+        Self { kept: kept.into_iter().collect() }
+    }
+
     /// Whether a call may run.
     ///
     /// # Errors
     /// Why not.
     pub fn allow(
-        self,
+        &self,
         tool: &str,
         touch: &Touch,
         phase: Option<&str>,
@@ -76,7 +85,12 @@ impl Policy {
         {
             return Err(Denied::NotListed { tool: tool.to_owned(), list });
         }
-        touch.path.as_deref().map_or(Ok(()), |path| place(path, touch.access))
+        let Some(path) = touch.path.as_deref() else { return Ok(()) };
+        let kept = self.kept.iter().find(|kept| path.starts_with(kept));
+        match kept.filter(|_| touch.access == Access::Write) {
+            Some(kept) => Err(Denied::Protected { place: kept.display().to_string() }),
+            None => place(path, touch.access),
+        }
     }
 }
 
@@ -107,11 +121,11 @@ fn place(path: &Path, access: Access) -> Result<(), Denied> {
         if *part == OWN {
             let shared = parts.get(at + 1).is_some_and(|next| SHARED.iter().any(|shared| next == shared));
             if access == Access::Write || !shared {
-                return Err(Denied::Protected { place: OWN });
+                return Err(Denied::Protected { place: OWN.to_owned() });
             }
         }
         if *part == GIT && access == Access::Write {
-            return Err(Denied::Protected { place: GIT });
+            return Err(Denied::Protected { place: GIT.to_owned() });
         }
     }
     Ok(())
@@ -128,7 +142,7 @@ mod tests {
         let mandate: Mandate = serde_json::from_value(mandate).unwrap();
         let access = if tool == "fs.edit" { Access::Write } else { Access::Read };
         let touch = Touch { access, path: Some(path.into()) };
-        Policy.allow(tool, &touch, phase, &mandate).is_ok()
+        Policy::keeping(["logs/wal".into()]).allow(tool, &touch, phase, &mandate).is_ok()
     }
 
     #[test]
@@ -177,6 +191,9 @@ mod tests {
             ("sub/.git/config", true, false),
             (".gitignore", true, true),
             ("kairos/config", true, true),
+            ("logs/wal", true, false),
+            ("logs/wal/m1.wal.jsonl", true, false),
+            ("logs/other", true, true),
         ];
         for (path, read, write) in cases {
             for phase in [None, Some("act"), Some("observe")] {

@@ -23,7 +23,7 @@ use super::search::SearchPath;
 use super::trust::{Trust, TrustPolicy};
 use super::worker::{WorkerFactory, WorkerSpec};
 use super::{HostCalls, RunnerBackend, RunnerError, library};
-use crate::sys::sandbox::{Grants, Level, Reached, libraries};
+use crate::sys::sandbox::{Fence, Grants, Level, Reached, libraries};
 
 /// How far a runner is kept apart from the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -69,6 +69,8 @@ pub struct RunnerConfig {
     pub grants: Grants,
     /// What no grant reaches besides `.kairos`, of the root or absolute.
     pub kept: Vec<PathBuf>,
+    /// What any runner or tool may change, likewise.
+    pub changeable: Vec<PathBuf>,
     /// The weakest sandbox in which it starts.
     pub require: Level,
 }
@@ -87,6 +89,7 @@ impl RunnerConfig {
             params: Value::Null,
             grants: Grants::default(),
             kept: Vec::new(),
+            changeable: Vec::new(),
             require: Level::Partial,
         }
     }
@@ -398,7 +401,13 @@ impl Launcher {
     /// What the manifest asks for, as far as it is granted.
     fn grants(&self, config: &RunnerConfig, manifest: &Manifest) -> Result<Grants, LoadError> {
         let asked = Grants::asked(&manifest.files);
-        let given = config.grants.given(&asked, self.search.root(), &config.kept);
+        let fence = Fence {
+            root: self.search.root().to_owned(),
+            kept: config.kept.clone(),
+            // Its own grants are among those, also for whoever embeds the host and says nothing of them.
+            changeable: [config.changeable.as_slice(), &config.grants.write].concat(),
+        };
+        let given = config.grants.given(&asked, &fence);
         given.map_err(|error| LoadError::BadGrant(error.to_string()))
     }
 }

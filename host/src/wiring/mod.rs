@@ -325,7 +325,7 @@ fn broker(
         gate: Arc::new(move || wallet.day_and_limits(time.now())),
         providers: Providers::default(),
         tools: Tools::default(),
-        policy: Policy,
+        policy: Policy::default(),
     })
 }
 

@@ -133,7 +133,7 @@ fn broker(store: &Arc<dyn Store>, clock: &Arc<dyn Clock>, wallet: &Arc<Wallet>) 
         gate: Arc::new(move || budget.day_and_limits(time.now())),
         providers: Providers::default(),
         tools: Tools::default(),
-        policy: Policy,
+        policy: Policy::default(),
     })
 }
 

@@ -209,7 +209,7 @@ impl World {
             gate: Arc::new(move || gate.clone()),
             providers,
             tools,
-            policy: Policy,
+            policy: Policy::default(),
         })
     }
 

@@ -2,6 +2,8 @@
 //! speaks of the root; an operator may also grant what lies elsewhere, by absolute paths. Never what
 //! Kairos keeps for itself.
 
+use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
@@ -11,6 +13,9 @@ use super::SandboxError;
 
 /// Kairos's own directory of a root. Nothing in it is ever granted.
 const OWN: &str = ".kairos";
+
+/// Most links followed in one path, as in the kernel.
+const LINKS_MAX: usize = 40;
 
 /// Files and directories, with all below them. What can be changed can be read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,51 +67,122 @@ impl Grants {
     ///
     /// # Errors
     /// See there, and that a link leads outside of what is granted.
-    pub fn given(&self, asked: &Self, root: &Path, kept: &[PathBuf]) -> Result<Self, SandboxError> {
+    pub fn given(&self, asked: &Self, fence: &Fence) -> Result<Self, SandboxError> {
         let common = self.common(asked);
-        let given = common.below(root, kept)?;
-        let real = |path: &PathBuf| root.join(path).canonicalize().ok();
+        let given = common.below(fence)?;
+        let real = |path: &PathBuf| fence.root.join(path).canonicalize().ok();
         let writable: Vec<PathBuf> = self.write.iter().filter_map(real).collect();
         let readable: Vec<PathBuf> = self.read.iter().filter_map(real).chain(writable.clone()).collect();
         let parts = [(&common.read, &given.read, readable), (&common.write, &given.write, writable)];
         for (asked, given, granted) in parts {
             for (path, real) in asked.iter().zip(given) {
                 if !granted.iter().any(|granted| real.starts_with(granted)) {
-                    return Err(refused(&root.join(path), "a link in it leads outside of what is granted"));
+                    let fault = "a link in it leads outside of what is granted";
+                    return Err(refused(&fence.root.join(path), fault));
                 }
             }
         }
         Ok(given)
     }
 
-    /// The same as absolute paths without links: relative ones below `root`, absolute ones where they
-    /// are. `kept` are further paths that Kairos keeps for itself, relative to the root or absolute.
+    /// The same as absolute paths without links: relative ones below the root, absolute ones where they
+    /// are.
     ///
     /// # Errors
-    /// One does not exist, leads outside of the root without saying so, is everything, or reaches what
-    /// Kairos keeps for itself.
-    pub fn below(&self, root: &Path, kept: &[PathBuf]) -> Result<Self, SandboxError> {
-        let root = root.canonicalize().map_err(|source| SandboxError::path(root, source))?;
-        let real = |path: PathBuf| path.canonicalize().unwrap_or(path);
-        let own: Vec<PathBuf> =
-            kept.iter().map(|path| real(root.join(path))).chain([real(root.join(OWN))]).collect();
-        let resolve = |path: &PathBuf| {
-            let full = root.join(path);
-            let real = full.canonicalize().map_err(|source| SandboxError::path(&full, source))?;
-            let fault = if path.is_relative() && !real.starts_with(&root) {
-                "it leads outside of the root"
-            } else if real.parent().is_none() {
-                "it is the whole machine"
-            } else if own.iter().any(|own| overlaps(&real, own)) {
-                "it reaches what Kairos keeps for itself"
-            } else {
-                return Ok(real);
-            };
-            Err(refused(&full, fault))
-        };
-        let all = |paths: &[PathBuf]| paths.iter().map(resolve).collect::<Result<Vec<_>, _>>();
+    /// See [`Fence::real`].
+    pub fn below(&self, fence: &Fence) -> Result<Self, SandboxError> {
+        let all =
+            |paths: &[PathBuf]| paths.iter().map(|path| fence.real(path, &[])).collect::<Result<_, _>>();
         Ok(Self { read: all(&self.read)?, write: all(&self.write)? })
     }
+}
+
+/// What bounds everything that is granted on a root. Paths are relative to it or absolute.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fence {
+    /// The root.
+    pub root: PathBuf,
+    /// What Kairos keeps for itself besides its own directory.
+    pub kept: Vec<PathBuf>,
+    /// What runners and tools may change: a link in there may be theirs.
+    pub changeable: Vec<PathBuf>,
+}
+
+impl Fence {
+    /// Kairos's own directory of the root.
+    #[must_use]
+    pub fn own(&self) -> PathBuf {
+        self.root.join(OWN)
+    }
+
+    /// Where a granted path leads, without links; `shared` are the parts of Kairos's own directory that
+    /// may be granted.
+    ///
+    /// # Errors
+    /// It does not exist, leads outside of the root without saying so, is everything, reaches what
+    /// Kairos keeps for itself, or leads elsewhere by a link that a runner or tool can have made.
+    pub fn real(&self, path: &Path, shared: &[&str]) -> Result<PathBuf, SandboxError> {
+        let root = self.root.canonicalize().map_err(|source| SandboxError::path(&self.root, source))?;
+        let full = root.join(path);
+        let (real, links) = walk(&full).map_err(|source| SandboxError::path(&full, source))?;
+        let fault = if full.starts_with(&root) && !real.starts_with(&root) {
+            "it leads outside of the root"
+        } else if real.parent().is_none() {
+            "it is the whole machine"
+        } else if self.keeps(&real, shared) {
+            return Err(SandboxError::Kept(full));
+        } else if self.is_led_out(&real, &links) {
+            "a link in it, in a place that a runner or tool may change, leads out of that place"
+        } else {
+            return Ok(real);
+        };
+        Err(refused(&full, fault))
+    }
+
+    fn keeps(&self, real: &Path, shared: &[&str]) -> bool {
+        let at = |path: &Path| {
+            let full = self.root.join(path);
+            full.canonicalize().unwrap_or(full)
+        };
+        let own = at(Path::new(OWN));
+        let is_shared =
+            real.strip_prefix(&own).is_ok_and(|inside| shared.iter().any(|part| inside.starts_with(part)));
+        overlaps(real, &own) && !is_shared || self.kept.iter().any(|kept| overlaps(real, &at(kept)))
+    }
+
+    /// Each place by itself, so that a link that was granted to be changed does not vouch for where it leads.
+    fn is_led_out(&self, real: &Path, links: &[PathBuf]) -> bool {
+        let places = self.changeable.iter().filter_map(|place| self.root.join(place).canonicalize().ok());
+        places
+            .into_iter()
+            .any(|place| !real.starts_with(&place) && links.iter().any(|link| link.starts_with(&place)))
+    }
+}
+
+/// An absolute path without links, and the links that were followed.
+fn walk(path: &Path) -> io::Result<(PathBuf, Vec<PathBuf>)> {
+    let parts = |path: &Path| path.components().map(|part| part.as_os_str().to_owned()).collect::<Vec<_>>();
+    let (mut real, mut links) = (PathBuf::new(), vec![]);
+    let mut todo: VecDeque<OsString> = parts(path).into();
+    while let Some(part) = todo.pop_front() {
+        if part == ".." {
+            real.pop();
+            continue;
+        }
+        // A `/`, with which an absolute path begins, takes the place of all before it.
+        let here = if part == "." { real.clone() } else { real.join(&part) };
+        match std::fs::read_link(&here) {
+            Ok(_) if links.len() == LINKS_MAX => return Err(rustix::io::Errno::LOOP.into()),
+            Ok(text) => {
+                parts(&text).into_iter().rev().for_each(|part| todo.push_front(part));
+                links.push(here);
+            }
+            // It is there, and no link.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => real = here,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((real, links))
 }
 
 fn refused(path: &Path, fault: &str) -> SandboxError {
@@ -233,7 +309,8 @@ mod tests {
         link("..", "out");
         link(".kairos/run", "secrets");
         link(".", "self");
-        let below = |path: &str| grants(&[path], &[]).below(&root, &[]).map(|grants| grants.read);
+        let fence = Fence { root: root.clone(), ..Fence::default() };
+        let below = |path: &str| grants(&[path], &[]).below(&fence).map(|grants| grants.read);
         assert_eq!(below("good").unwrap(), [root.canonicalize().unwrap().join("docs")]);
         // What lies elsewhere is granted by its absolute path, and only that way.
         let elsewhere = dir.path().join("elsewhere");
@@ -270,31 +347,73 @@ mod tests {
         ] {
             std::os::unix::fs::symlink(to, root.join(name)).unwrap();
         }
-        let kept = [PathBuf::from("logs/wal")];
+        let fence =
+            Fence { root: root.clone(), kept: vec!["logs/wal".into()], changeable: vec!["out".into()] };
         let policy = grants(&["docs"], &["out", "other_name"]);
-        let given = |files: &[&str]| policy.given(&asked(files), &root, &kept);
+        let given = |files: &[&str]| policy.given(&asked(files), &fence);
         for (file, reads, writes) in [
             ("write:out/own", vec![], vec!["out/own"]),
             ("write:out/inner", vec![], vec!["out/own"]),
             ("write:other_name/own", vec![], vec!["out/own"]),
-            // Led to by a link, but granted by itself.
-            ("read:out/docs", vec!["docs"], vec![]),
         ] {
             let at = |names: Vec<&str>| names.into_iter().map(|name| root.join(name)).collect::<Vec<_>>();
             let given = given(&[file]).unwrap();
             assert_eq!((given.read, given.write), (at(reads), at(writes)), "{file}");
         }
         for (file, says) in [
-            ("write:out/secret", "outside of what is granted"),
-            ("read:out/secret", "outside of what is granted"),
-            ("write:out/docs", "outside of what is granted"),
+            ("write:out/secret", "leads out of that place"),
+            ("read:out/secret", "leads out of that place"),
+            // Granted by itself, but it is the runner's word that leads there.
+            ("read:out/docs", "leads out of that place"),
             ("write:out/wal", "keeps for itself"),
         ] {
             let error = given(&[file]).unwrap_err().to_string();
             assert!(error.contains(says), "{file}: {error}");
         }
         let absolute = grants(&[], &[root.join("logs").to_str().unwrap()]);
-        let error = absolute.given(&asked(&["write:."]), &root, &kept).unwrap_err().to_string();
+        let error = absolute.given(&asked(&["write:."]), &fence).unwrap_err().to_string();
         assert!(error.contains("keeps for itself"), "{error}");
+    }
+
+    #[test]
+    fn a_link_leads_nowhere_that_somebody_who_can_have_made_it_may_not_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap();
+        for name in ["root/out/own/deep", "root/docs", "secret", "srv/data"] {
+            std::fs::create_dir_all(dir.join(name)).unwrap();
+        }
+        let to_secret = dir.join("secret").display().to_string();
+        for (to, name) in [
+            (to_secret.as_str(), "root/out/b"),
+            ("own/deep", "root/out/inner"),
+            ("loop", "root/out/loop"),
+            // The operator's own: one that is followed, and one that goes through what is not his.
+            ("srv", "named"),
+            ("root/out/b", "by_way"),
+        ] {
+            std::os::unix::fs::symlink(to, dir.join(name)).unwrap();
+        }
+        let fence = |changeable: &[&str]| Fence {
+            root: dir.join("root"),
+            kept: vec![],
+            changeable: changeable.iter().map(PathBuf::from).collect(),
+        };
+        let at = |path: &str| dir.join(path);
+        // That the place at the link's end is granted as well is the very thing it claims.
+        let some = fence(&["out", at("root/out/b").to_str().unwrap(), at("secret").to_str().unwrap()]);
+        for (path, real) in [
+            ("root/out/inner", Some("root/out/own/deep")),
+            ("root/docs", Some("root/docs")),
+            ("named/data", Some("srv/data")),
+            ("root/out/b", None),
+            ("by_way", None),
+            ("root/out/loop", None),
+            ("root/out/gone", None),
+        ] {
+            assert_eq!(some.real(&at(path), &[]).ok(), real.map(at), "{path}");
+        }
+        assert_eq!(fence(&[]).real(&at("by_way"), &[]).unwrap(), at("secret"), "nobody can have made it");
+        let error = fence(&[]).real(Path::new("out/b"), &[]).unwrap_err().to_string();
+        assert!(error.contains("outside of the root"), "{error}");
     }
 }

@@ -9,6 +9,9 @@ use landlock::{
     Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2};
+use rustix::io::Errno;
+
 use super::level::{Tried, layer};
 use super::{Confinement, Network, Profile, SandboxError, system};
 
@@ -35,9 +38,8 @@ impl Rules {
         // Neither devices nor sockets are made, and no program is written and then run.
         let write = (AccessFs::from_all(ABI::V4) | AccessFs::Refer)
             & !(AccessFs::Execute | AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::MakeSock);
-        // A runner may rename what is in its grant, so a link can lie there by now where none was.
-        let links = wanted.profile == Profile::Tool;
-        let granted = |path: &Path| open(path, links).map_err(|source| SandboxError::path(path, source));
+        // Who may change what is in a grant can have put a link there by now where none was.
+        let granted = |path: &Path| open(path, false).map_err(|source| SandboxError::path(path, source));
         for path in &wanted.read {
             rules.add(granted(path)?, read);
         }
@@ -63,7 +65,8 @@ impl Rules {
                 }
             }
             for path in system::loaders() {
-                rules.add(granted(&path)?, AccessFs::ReadFile | AccessFs::Execute);
+                let file = open(&path, true).map_err(|source| SandboxError::path(&path, source))?;
+                rules.add(file, AccessFs::ReadFile | AccessFs::Execute);
             }
         }
         Ok(rules)
@@ -132,18 +135,54 @@ struct OpenedFile {
 
 /// Opens it, without following a link anywhere in its path unless `links`.
 fn open(path: &Path, links: bool) -> std::io::Result<OpenedFile> {
-    use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2};
-    use rustix::io::Errno;
     let (how, mode) = (OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
-    let fd = match if links {
-        Err(Errno::NOSYS)
+    let fd = if links {
+        openat(CWD, path, how, mode)?
     } else {
-        openat2(CWD, path, how, mode, ResolveFlags::NO_SYMLINKS)
-    } {
-        // Where it is not known there is no Landlock; where it is denied there may be.
-        Err(Errno::NOSYS | Errno::PERM) => openat(CWD, path, how, mode)?,
-        opened => opened?,
+        match openat2(CWD, path, how, mode, ResolveFlags::NO_SYMLINKS) {
+            // Where it is not known there is no Landlock; where it is denied there may be.
+            Err(Errno::NOSYS | Errno::PERM) => part_by_part(path, how)?,
+            opened => opened?,
+        }
     };
     let directory = FileType::from_raw_mode(fstat(&fd)?.st_mode).is_dir();
     Ok(OpenedFile { fd, directory })
+}
+
+/// The same without the newer call.
+fn part_by_part(path: &Path, how: OFlags) -> rustix::io::Result<OwnedFd> {
+    let mut held = openat(CWD, "/", how, Mode::empty())?;
+    for part in path.components().skip(1) {
+        held = openat(&held, part.as_os_str(), how | OFlags::NOFOLLOW, Mode::empty())?;
+        // Like this a link is opened itself.
+        if FileType::from_raw_mode(fstat(&held)?.st_mode) == FileType::Symlink {
+            return Err(Errno::LOOP);
+        }
+    }
+    Ok(held)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_link_is_followed_with_and_without_the_newer_call() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap();
+        std::fs::create_dir_all(dir.join("a/b")).unwrap();
+        std::os::unix::fs::symlink("a", dir.join("l")).unwrap();
+        std::os::unix::fs::symlink("b", dir.join("a/l")).unwrap();
+        for (path, opens) in [("a/b", true), ("l/b", false), ("l", false), ("a/l", false)] {
+            let path = dir.join(path);
+            assert_eq!(open(&path, false).is_ok(), opens, "{}", path.display());
+            assert_eq!(
+                part_by_part(&path, OFlags::PATH | OFlags::CLOEXEC).is_ok(),
+                opens,
+                "{}",
+                path.display()
+            );
+            assert!(open(&path, true).is_ok_and(|file| file.directory), "{}", path.display());
+        }
+    }
 }

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use confine::{accompanied, prepare, probe, trial};
-pub use grants::{Grants, refusal};
+pub use grants::{Fence, Grants, refusal};
 pub use level::{Layer, Level, Reached, layer};
 pub use limits::UNWRITTEN_BYTES;
 pub use system::{libraries, programs};
@@ -69,7 +69,8 @@ pub enum Network {
 pub struct Confinement {
     /// Runner or tool.
     pub profile: Profile,
-    /// Files and directories that can be read, with all below them. Each must exist.
+    /// Files and directories that can be read, with all below them. Each must exist, and no link be in
+    /// its path, here as below.
     #[serde(default)]
     pub read: Vec<PathBuf>,
     /// Files and directories that can be read and changed. Each must exist.
@@ -162,6 +163,9 @@ pub enum SandboxError {
         /// Why not.
         source: io::Error,
     },
+    /// Something that was granted is the daemon's own, or holds that.
+    #[error("the granted path {} cannot be opened: it reaches what Kairos keeps for itself", .0.display())]
+    Kept(PathBuf),
     /// The grants contradict the profile.
     #[error("a runner is granted {0}, which only tools can have")]
     Grant(&'static str),

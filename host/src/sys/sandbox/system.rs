@@ -67,7 +67,7 @@ pub(super) fn readable() -> Vec<PathBuf> {
 /// Read and written by tools.
 pub(super) const DEVICES: &[&str] = &["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
 
-/// Where programs of the system lie; those that exist can be granted to a tool.
+/// Where programs of the system lie, those that exist, without links; they can be granted to a tool.
 #[must_use]
 pub fn programs() -> Vec<PathBuf> {
     let places = [
@@ -80,7 +80,11 @@ pub fn programs() -> Vec<PathBuf> {
         "/usr/libexec",
         "/usr/lib/git-core",
     ];
-    places.iter().map(PathBuf::from).filter(|place| place.is_dir()).collect()
+    let real = places.iter().filter_map(|place| std::fs::canonicalize(place).ok());
+    let mut found: Vec<PathBuf> = real.filter(|place| place.is_dir()).collect();
+    found.sort();
+    found.dedup();
+    found
 }
 
 /// Where libraries of the system lie, with the loader's list of them; without links.

@@ -27,11 +27,13 @@ use tempfile::TempDir;
 
 use self::child::{Bounds, Cause, Ran};
 use self::preset::{Preset, Reading, Told};
+use self::ready::Granted;
 use self::text::{Redactor, cut_start};
 use super::{Access, Course, Done, Intent, Refusal, Tool, Touch, Undone};
 use crate::broker::llm::Price;
 use crate::sys::clock::Clock;
 use crate::sys::files;
+use crate::sys::sandbox::Fence;
 
 pub use leftovers::{RUN, STEP};
 
@@ -75,9 +77,9 @@ pub struct Grant {
     /// The network.
     pub network: bool,
     /// What it may read, beside the system's programs and libraries.
-    pub read: Vec<PathBuf>,
+    pub read: Vec<Granted>,
     /// What it may change.
-    pub write: Vec<PathBuf>,
+    pub write: Vec<Granted>,
 }
 
 /// A program as the operator configured it.
@@ -103,8 +105,8 @@ pub struct CommandSpec {
     pub grant: Option<Grant>,
     /// Where each run gets a directory of its own for temporary files.
     pub scratch: PathBuf,
-    /// The daemon's own directory, which no grant may hold.
-    pub own: PathBuf,
+    /// What bounds its grant.
+    pub fence: Arc<Fence>,
     /// How long it may take.
     pub timeout: Duration,
     /// Between asking it to end and killing it.
@@ -194,8 +196,8 @@ pub struct Start<'a> {
     pub path: &'a str,
     /// Its own directory for temporary files, which it may change.
     pub scratch: &'a Path,
-    /// The daemon's own directory, which no grant may hold.
-    pub own: &'a Path,
+    /// What bounds its grant.
+    pub fence: &'a Fence,
 }
 
 #[derive(Deserialize)]
@@ -316,7 +318,7 @@ impl ProcessRun {
             grant: spec.grant.as_ref(),
             path: spec.path(),
             scratch: scratch.path(),
-            own: &spec.own,
+            fence: &spec.fence,
         };
         let Launch { mut command, guarded } = (self.confine)(&start).map_err(not_started)?;
         // Most agents want a home; one that is to last is the operator's to name.

@@ -3,11 +3,13 @@
 //! never shows a secret.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rustix::fs::{Access, access};
 
 use super::{CommandSpec, SECRET_MIN, Secret, install};
 use crate::broker::policy;
+use crate::sys::sandbox::{Fence, SandboxError};
 
 /// One thing that is missing or wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +56,7 @@ impl CommandSpec {
         let Some(grant) = &self.grant else { return found };
         for (key, paths) in [("read", &grant.read), ("write", &grant.write)] {
             for path in paths {
-                if let Err(message) = grantable(path, &self.own) {
+                if let Err(message) = path.real(&self.fence) {
                     let remedy = "make it, or grant another one that lies beside the daemon's own";
                     found.push(Lack::new(key, message, remedy));
                 }
@@ -115,22 +117,58 @@ pub fn secret(source: &Secret) -> Result<String, String> {
     Ok(secret)
 }
 
-/// A grant that held the daemon's own directory would hand out its token and its store.
+/// A path of a grant. Where it leads is found out when the configuration is read, or as soon as it is
+/// there, and then holds until the configuration is read again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Granted {
+    written: PathBuf,
+    real: OnceLock<PathBuf>,
+}
+
+impl Granted {
+    /// As it is now.
+    #[must_use]
+    pub fn now(written: PathBuf, fence: &Fence) -> Self {
+        let granted = Self { written, real: OnceLock::new() };
+        // Why it cannot be granted is said when it is wanted.
+        let _ = granted.real(fence);
+        granted
+    }
+
+    /// Where it leads, without links.
+    ///
+    /// # Errors
+    /// Why it cannot be granted, for people.
+    pub fn real(&self, fence: &Fence) -> Result<PathBuf, String> {
+        let Some(real) = self.real.get() else {
+            let real = grantable(&self.written, fence)?;
+            return Ok(self.real.get_or_init(|| real).clone());
+        };
+        let shown = self.written.display();
+        match real.canonicalize() {
+            Ok(now) if now == *real => Ok(now),
+            Ok(_) => Err(format!(
+                "{shown}: there is a link now where was none when the configuration was read; `kairos reload` \
+                 looks again"
+            )),
+            Err(error) => Err(format!("{}: {error}", real.display())),
+        }
+    }
+}
+
+/// Where a granted path leads, without links. A grant that held the daemon's own directory would hand out
+/// its token and its store.
 ///
 /// # Errors
-/// Why the path cannot be granted; it may be that it is not there.
-pub fn grantable(path: &Path, own: &Path) -> Result<(), String> {
-    let real = |path: &Path| path.canonicalize().map_err(|error| format!("{}: {error}", path.display()));
-    let granted = real(path)?;
-    // Before the first start there may be nothing to keep.
-    let own = real(own).unwrap_or_else(|_| own.to_owned());
-    let shared = |inside: &Path| policy::SHARED.iter().any(|part| inside.starts_with(part));
-    if own.starts_with(&granted) || granted.strip_prefix(&own).is_ok_and(|inside| !shared(inside)) {
-        return Err(format!(
-            "the grant {} holds the daemon's own directory; grant what lies beside it, keep the root elsewhere, or \
-             write `sandbox: off`",
+/// Why the path cannot be granted, for people; it may be that it is not there.
+pub fn grantable(path: &Path, fence: &Fence) -> Result<PathBuf, String> {
+    fence.real(path, &policy::SHARED).map_err(|error| match error {
+        SandboxError::Kept(path) => format!(
+            "the grant {} holds the daemon's own directory or log; grant what lies beside it, keep the root \
+             elsewhere, or write `sandbox: off`",
             path.display()
-        ));
-    }
-    Ok(())
+        ),
+        SandboxError::Path { path, source } => format!("{}: {source}", path.display()),
+        other => other.to_string(),
+    })
 }

@@ -41,7 +41,7 @@ impl Bench {
             secrets: BTreeMap::new(),
             grant: None,
             scratch: dir.path().join("tmp"),
-            own: dir.path().join(".kairos"),
+            fence: Arc::default(),
             timeout: PATIENCE,
             grace: Duration::from_millis(100),
             max_output: 1 << 20,
