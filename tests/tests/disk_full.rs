@@ -226,6 +226,40 @@ fn a_full_disk_holds_work_back_loses_nothing_and_doubles_nothing() {
 }
 
 #[test]
+fn a_program_of_many_files_is_ended_before_the_disk_is_full_and_the_next_run_waits_for_room() {
+    let Some(disk) = Disk::new() else { return };
+    let root = &disk.root;
+    fs::create_dir(disk.at("work")).unwrap();
+    // More than there is room for, and none of the files is large.
+    let script = "#!/bin/sh\ncd work; [ -e 1 ] && exit 0; trap '' TERM\n\
+                  for i in $(seq 200); do head -c 500000 /dev/zero >$i || sleep 600; sleep 0.02; done\n";
+    fs::write(disk.at("agent"), script).unwrap();
+    fs::set_permissions(disk.at("agent"), fs::Permissions::from_mode(0o755)).unwrap();
+    let more = format!(
+        "heartbeat: {{interval: 1}}\ndefault_runner: agent\nrunners:\n  \
+         agent: {{plugin: {:?}, params: {{command: fake}}}}\ncommands:\n  \
+         fake: {{argv: [./agent], write: [work], grace: 300, keep_free_bytes: 12000000}}\n",
+        plugin("command").display().to_string()
+    );
+    fs::write(disk.at(".kairos/config/daemon.yml"), more).unwrap();
+    let mut daemon = root.start().unwrap();
+    let id = root.add("fill it", &[]);
+    // The second try is not begun any more: the disk is as it was left.
+    root.wait_for("a reason", || disk.reasons().contains("are to stay so").then_some(())).unwrap();
+    let held = root.wait_state(&id, &["queued"]).unwrap();
+    assert_eq!(held["cycles"].as_array().unwrap().len(), 1, "{held}");
+    assert!(held["cycles"][0]["error"].to_string().contains("disk_low: fake was ended for want"), "{held}");
+    let many = fs::read_dir(disk.at("work")).unwrap().map(Result::unwrap).collect::<Vec<_>>();
+    assert!(many.len() > 5, "{}", many.len());
+    many.iter().filter(|file| file.file_name() != "1").for_each(|file| fs::remove_file(file.path()).unwrap());
+    let ended = root.wait_state(&id, &["succeeded", "failed", "review"]);
+    let ended =
+        ended.unwrap_or_else(|_| panic!("{} {}", root.json(&["mandate", "show", &id]), disk.status()));
+    assert_eq!(ended["state"], "succeeded", "{ended}");
+    assert_eq!(daemon.stop().unwrap(), 0, "{}", daemon.stderr());
+}
+
+#[test]
 fn a_disk_that_is_read_only_is_named_by_everything_that_needs_to_write() {
     let Some(mut disk) = Disk::new() else { return };
     disk.make("ro");

@@ -127,6 +127,7 @@ fn spec(name: &str, command: &CommandConfig, at: &Place<'_>) -> CommandSpec {
         timeout: command.timeout,
         grace: command.grace,
         max_output: usize::try_from(command.max_output_bytes).unwrap_or(usize::MAX),
+        keep_free: command.keep_free_bytes,
         reserve: Usage {
             llm_calls: command.max_calls,
             input_tokens: command.max_tokens,

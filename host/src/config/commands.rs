@@ -55,6 +55,8 @@ pub struct CommandConfig {
     pub grace: Duration,
     /// Most it may write, in bytes.
     pub max_output_bytes: u64,
+    /// What it leaves free on the file systems that it may write to, in bytes.
+    pub keep_free_bytes: u64,
     /// Most LLM calls of a run.
     pub max_calls: u64,
     /// Most tokens of a run, sent and received together.
@@ -225,6 +227,7 @@ fn command(
     let timeout = map.duration("timeout", ctx, Duration::from_secs(540), TIMES);
     let grace = map.duration("grace", ctx, Duration::from_secs(5), GRACES);
     let max_output_bytes = map.count("max_output_bytes", ctx, 4 << 20, 1024..=64 << 20);
+    let keep_free_bytes = map.count("keep_free_bytes", ctx, 64 << 20, 0..=1 << 50);
     let calls = map.opt_count("max_calls", ctx, None, 0..=1_000_000);
     let command = CommandConfig {
         argv,
@@ -242,6 +245,7 @@ fn command(
         timeout,
         grace,
         max_output_bytes,
+        keep_free_bytes,
         max_calls: calls.unwrap_or(if preset.is_agent() { AGENT_CALLS } else { 0 }),
         max_tokens: map.opt_count("max_tokens", ctx, None, 0..=1 << 50).unwrap_or(0),
         max_cost_nano_usd: map.opt_decimal("max_cost_usd", ctx).unwrap_or(0),

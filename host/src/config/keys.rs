@@ -134,6 +134,10 @@ pub const DAEMON: &[Key] = &[
     live("commands.*.grace", "Between asking it to end and killing it."),
     live("commands.*.max_output_bytes", "Most it may write, both outputs together; then it is ended."),
     live(
+        "commands.*.keep_free_bytes",
+        "Least that stays free on the file systems that it may write to: with less it waits, or is ended at once; 0 is no bound.",
+    ),
+    live(
         "commands.*.max_calls",
         "LLM calls to reserve for a run; by itself 50 for agents, else none. What a run does not state counts as reserved.",
     ),

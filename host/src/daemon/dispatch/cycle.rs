@@ -110,8 +110,8 @@ impl Inner {
             self.table().unrecorded.push(cycle.mandate.id.clone());
         }
         drop(registered);
-        if ran.verdict.end == CycleEnd::Died {
-            // It is in the queue again, and its runner may be held back by now.
+        if matches!(ran.verdict.end, CycleEnd::Died | CycleEnd::Error) {
+            // It can be in the queue again, and what it needs be held back or gone by now.
             self.note_waits();
         }
         self.ended(&cycle, &ran.verdict, recorded, chain)

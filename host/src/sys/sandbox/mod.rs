@@ -36,7 +36,7 @@ const RUNNER_OPEN_FILES: u64 = 256;
 /// Threads of a runner.
 const RUNNER_THREADS: u64 = 64;
 /// One file of a runner. How many it writes, only the disk limits: it wants a quota or a file system
-/// of its own for its grant where that matters.
+/// of its own for its grant where that matters. Tools leave some of the disk free.
 const RUNNER_FILE_BYTES: u64 = 1 << 30;
 /// `PR_SET_MDWE` and its only flag: memory that was written cannot become code. Linux 6.3.
 const SET_MDWE: i32 = 65;

@@ -54,6 +54,8 @@ pub enum Cause {
     Time,
     /// It wrote too much.
     Output,
+    /// There is too little room left where it may write.
+    Room,
     /// Whoever heard it had enough.
     Heard,
     /// The cycle was asked to end.
@@ -94,7 +96,17 @@ impl Ran {
 /// Hears each whole line of standard output as it comes; false asks for the end.
 pub type Hear<'a> = &'a mut dyn FnMut(&[u8]) -> bool;
 
-/// Runs a program to its end. `strays` is called once it has ended, to end what left its group.
+/// What is asked and told during a run.
+pub struct Hooks<'a> {
+    /// Hears of its output.
+    pub hear: Hear<'a>,
+    /// True when it may write no more; asked at least every [`TICK`].
+    pub short: &'a dyn Fn() -> bool,
+    /// Called once it has ended, to end what left its group.
+    pub strays: &'a dyn Fn(),
+}
+
+/// Runs a program to its end.
 ///
 /// # Errors
 /// It could not be started; nothing happened.
@@ -104,8 +116,7 @@ pub fn run(
     bounds: Bounds,
     clock: &dyn Clock,
     patience: &Patience<'_>,
-    hear: Hear<'_>,
-    strays: &dyn Fn(),
+    Hooks { hear, short, strays }: Hooks<'_>,
 ) -> io::Result<Ran> {
     let started = clock.monotonic();
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
@@ -118,7 +129,7 @@ pub fn run(
             return Err(error);
         }
     };
-    let cause = run.watch(clock, started, patience, hear);
+    let cause = run.watch(clock, started, patience, hear, short);
     // The leader is not reaped yet, so its number still names its group and nobody else's.
     let _ = kill_process_group(run.group, Signal::KILL);
     strays();
@@ -180,16 +191,19 @@ impl<'i> Run<'i> {
         started: Duration,
         patience: &Patience<'_>,
         hear: Hear<'_>,
+        short: &dyn Fn() -> bool,
     ) -> Cause {
         let (mut cause, mut kill_at, mut give_up_at) = (Cause::Itself, None, None);
         loop {
             let now = clock.monotonic();
             if cause == Cause::Itself {
-                cause = self.reason(now.saturating_sub(started), patience);
+                cause =
+                    if short() { Cause::Room } else { self.reason(now.saturating_sub(started), patience) };
             }
             if cause != Cause::Itself && kill_at.is_none() {
                 let _ = kill_process_group(self.group, Signal::TERM);
-                kill_at = Some(now + self.bounds.grace);
+                // Whoever takes the last of a disk would go on with it.
+                kill_at = Some(if cause == Cause::Room { now } else { now + self.bounds.grace });
             }
             if kill_at.is_some_and(|at| now >= at) && give_up_at.is_none() {
                 self.kill();

@@ -10,6 +10,7 @@ pub mod install;
 mod leftovers;
 pub mod preset;
 pub mod ready;
+mod room;
 mod text;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,7 +26,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use self::child::{Bounds, Cause, Ran};
+use self::child::{Bounds, Cause, Hooks, Ran};
 use self::preset::{Preset, Reading, Told};
 use self::ready::Granted;
 use self::text::{Redactor, cut_start};
@@ -113,6 +114,8 @@ pub struct CommandSpec {
     pub grace: Duration,
     /// Most it may write, in bytes.
     pub max_output: usize,
+    /// What it leaves free on the file systems that it may write to, in bytes.
+    pub keep_free: u64,
     /// The most it may cost.
     pub reserve: Usage,
     /// What tokens cost, for agents that do not say.
@@ -309,6 +312,9 @@ impl ProcessRun {
             let secret = ready::secret(source).map_err(|why| not_started(format!("secret {name}: {why}")))?;
             secrets.push((name, secret));
         }
+        if let Some((_, short)) = spec.room().short() {
+            return Err(Refusal::because("disk_low", short));
+        }
         let program = spec.program().map_err(not_started)?;
         let scratch = scratch(&spec.scratch).map_err(not_started)?;
         let start = Start {
@@ -354,15 +360,19 @@ impl ProcessRun {
         let bounds = Bounds { time: time(spec, course), grace, output, guarded };
         let running = self.live.enter(course.key);
         prepared.command.env(RUN, &running.mark);
+        let room = spec.room();
         let ran = child::run(
             &mut prepared.command,
             &prepared.stdin,
             bounds,
             &*self.clock,
             &course.patience,
-            &mut hear,
-            &|| {
-                leftovers::end(RUN, &running.mark);
+            Hooks {
+                hear: &mut hear,
+                short: &|| room.short().is_some(),
+                strays: &|| {
+                    leftovers::end(RUN, &running.mark);
+                },
             },
         );
         let ran = match ran {
@@ -543,6 +553,10 @@ fn failure(spec: &CommandSpec, ran: &Ran, reading: &Reading, stderr: &str) -> Op
         Cause::Output => {
             let message = format!("{} wrote more than {} bytes and was ended", spec.name, spec.max_output);
             return Some(("output_limit", message));
+        }
+        Cause::Room => {
+            let free = spec.room().short().map_or_else(String::new, |(_, short)| format!(": {short}"));
+            return Some(("disk_low", format!("{} was ended for want of room{free}", spec.name)));
         }
         Cause::Heard => {
             let used = shown(reading.stated.known());

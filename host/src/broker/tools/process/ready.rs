@@ -14,7 +14,8 @@ use crate::sys::sandbox::{Fence, SandboxError};
 /// One thing that is missing or wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lack {
-    /// The key of the command that says so: `argv`, `cwd`, `secrets.NAME`, `read` or `write`.
+    /// The key of the command that says so: `argv`, `cwd`, `secrets.NAME`, `read`, `write` or
+    /// `keep_free_bytes`.
     pub key: String,
     /// What is wrong.
     pub message: String,
@@ -52,6 +53,10 @@ impl CommandSpec {
                 let remedy = "set it where the daemon is started, and start it again; a file needs no start";
                 found.push(Lack::new(format!("secrets.{name}"), message, remedy));
             }
+        }
+        if let Some((key, message)) = self.room().short() {
+            let remedy = "make room, or lower `keep_free_bytes` of the command";
+            found.push(Lack::new(key, message, remedy));
         }
         let Some(grant) = &self.grant else { return found };
         for (key, paths) in [("read", &grant.read), ("write", &grant.write)] {

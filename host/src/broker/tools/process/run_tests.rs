@@ -45,6 +45,7 @@ impl Bench {
             timeout: PATIENCE,
             grace: Duration::from_millis(100),
             max_output: 1 << 20,
+            keep_free: 0,
             reserve: Usage { llm_calls: 10, cost_nano_usd: 1_000_000_000, ..Usage::ZERO },
             price: None,
             repeatable: false,
@@ -392,4 +393,40 @@ impl Watch for Heard {
     fn log(&self, level: tracing::Level, message: &str) {
         self.0.lock().unwrap().push(format!("log {level} {message}"));
     }
+}
+
+#[test]
+fn a_program_that_leaves_too_little_room_is_ended_at_once_or_not_begun() {
+    let bench = Bench::new("touch started; sleep 600").with(|spec| spec.keep_free = u64::MAX);
+    let done = bench.run().unwrap();
+    assert_eq!((done.reply.ok, &done.reply.output["code"]), (false, &json!("disk_low")), "{done:?}");
+    assert_eq!(done.usage, Some(Usage::ZERO), "nothing was started");
+    assert!(!bench.path("started").exists());
+    assert!(bench.spec.lacks().iter().any(|lack| lack.key == "keep_free_bytes"));
+    let bench = Bench::new("exit 0").with(|spec| spec.keep_free = 1);
+    assert!(bench.run().unwrap().reply.ok, "there is room");
+    // Whatever it still wants to do, and whatever grace it has.
+    let bench = Bench::new("trap '' TERM; mkdir many; while :; do touch many/$((i+=1)); sleep 0.01; done")
+        .with(|spec| spec.argv.insert(0, "/bin/bash".into()));
+    let dir = tempfile::tempdir().unwrap();
+    let (stop, clock) = (StopSignal::new(), SystemClock::default());
+    let mut command = Command::new(&bench.spec.argv[0]);
+    command.arg(&bench.spec.argv[1]).current_dir(dir.path());
+    let bounds = Bounds { time: PATIENCE * 2, grace: PATIENCE * 2, output: 1 << 20, guarded: false };
+    let began = Instant::now();
+    let ran = child::run(
+        &mut command,
+        &[],
+        bounds,
+        &clock,
+        &Patience::new(&stop, &clock, None),
+        Hooks {
+            hear: &mut |_| true,
+            short: &|| fs::read_dir(dir.path().join("many")).is_ok_and(|many| many.count() > 5),
+            strays: &|| (),
+        },
+    );
+    let ran = ran.unwrap();
+    assert_eq!((ran.cause, ran.signal()), (Cause::Room, Some(9)));
+    assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
 }
