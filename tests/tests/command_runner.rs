@@ -69,6 +69,26 @@ fn a_failing_agent_fails_its_mandate_with_its_own_words_and_what_it_cost() -> Re
 }
 
 #[test]
+fn a_cut_report_fails_its_mandate_and_a_missing_one_is_said() -> Result<()> {
+    let cut = r#"printf '{"type":"report","status":"error","error":"disk full, nothing was do'"#;
+    let office = Office::new(cut, "");
+    let _daemon = office.root.start()?;
+    let id = office.root.add("cut", &[]);
+    let shown = office.end(&id)?;
+    assert_eq!(shown["state"], "failed", "{shown}");
+    assert!(last_cycle(&shown)["error"].to_string().contains("bad_report: "), "{shown}");
+    fs::write(office.dir.join("agent"), "#!/bin/bash\necho did it\n")?;
+    let id = office.root.add("no report", &[]);
+    let shown = office.end(&id)?;
+    assert_eq!(shown["state"], "succeeded", "{shown}");
+    assert!(last_cycle(&shown)["summary"].to_string().contains("without a report line"), "{shown}");
+    office.root.wait_for("the warning in the log", || {
+        let logs = office.root.cli(&["logs", "--mandate", &id]).stdout;
+        (logs.contains("WARN") && logs.contains("1 line of its output is no message")).then_some(())
+    })
+}
+
+#[test]
 fn a_reservation_beyond_the_day_holds_the_agent_back_before_it_starts() -> Result<()> {
     let daemon = "budget: {daily_usd: 0.5}";
     let office = Office::within(Root::named("root"), "touch started", "max_cost_usd: 0.4", daemon);

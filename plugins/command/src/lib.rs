@@ -41,6 +41,7 @@ struct Output {
     usage: Option<Usage>,
     report: Option<Value>,
     session: Option<String>,
+    warnings: Vec<String>,
 }
 
 impl CycleRunner for CommandRunner {
@@ -93,6 +94,10 @@ fn report_of(reply: ToolReply) -> (Report, Option<String>) {
     };
     let mut report = Report::ok();
     report.summary = output.text.as_deref().map(one_line).filter(|line| !line.is_empty());
+    if report.summary.is_none() && !output.warnings.is_empty() {
+        // Better than nothing: people should know on what the success stands.
+        report.summary = Some(one_line(&output.warnings.join("; ")));
+    }
     if let Some(own) = &output.report {
         report.more = own.get("more").and_then(Value::as_bool).unwrap_or(false);
         if own.get("status").and_then(Value::as_str) == Some("paused") {

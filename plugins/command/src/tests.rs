@@ -70,6 +70,19 @@ fn failures_pauses_and_more_come_through() {
 }
 
 #[test]
+fn a_run_without_a_last_word_says_what_there_is_to_know_of_it() {
+    let host = FakeHost::new().tool_reply(TOOL, json!({"warnings": ["no report line", "3 lines are none"]}));
+    let report = host.run(&runner(json!({"command": "a"})), &Mandate::new("m1", "x")).unwrap();
+    assert_eq!(
+        (report.status, report.summary.unwrap().as_str()),
+        (Status::Ok, "no report line; 3 lines are none")
+    );
+    let host = FakeHost::new().tool_reply(TOOL, json!({"text": "done", "warnings": ["odd"]}));
+    let report = host.run(&runner(json!({"command": "a"})), &Mandate::new("m1", "x")).unwrap();
+    assert_eq!(report.summary.unwrap(), "done");
+}
+
+#[test]
 fn parameters_that_make_no_sense_are_named() {
     assert!(CommandRunner::new(&json!({"comand": "a"})).is_err());
     assert!(CommandRunner::new(&json!({"command": 7})).is_err());

@@ -391,6 +391,7 @@ impl ProcessRun {
         let whole = redactor.clean_piece(&ran.stdout, false, ran.cause != Cause::Itself);
         if ran.cause == Cause::Itself {
             spec.preset.end(&mut reading, &whole, ran.exit());
+            reading.warnings.iter().for_each(|warning| course.watch.log(tracing::Level::WARN, warning));
         }
         let usage = spent(spec, &reading, &ran, reserve);
         if let Cause::Interrupt(why) = ran.cause {
@@ -523,6 +524,7 @@ fn answer(
         "stderr_bytes": ran.stderr_bytes,
         "lines": reading.lines,
         "malformed_lines": reading.malformed,
+        "warnings": reading.warnings,
         "phases": reading.phases,
         "log": reading.log,
         "report": reading.report,

@@ -243,6 +243,16 @@ fn floods_are_cut_and_silence_and_closed_pipes_are_no_matter() {
 }
 
 #[test]
+fn a_report_that_is_cut_is_none_and_the_reservation_counts() {
+    let script = r#"echo '{"type":"usage","llm_calls":1,"input_tokens":1,"output_tokens":1,"cost_usd":0.1}'
+        printf '{"type":"report","status":"error","error":"disk fu'"#;
+    let done = Bench::new(script).run().unwrap();
+    assert_eq!(done.reply.output["code"], "bad_report", "{done:?}");
+    let usage = done.usage.unwrap();
+    assert_eq!((done.reply.ok, usage.llm_calls, usage.cost_nano_usd), (false, 10, 1_000_000_000));
+}
+
+#[test]
 fn bytes_that_are_no_text_are_kept_as_text() {
     let bench = Bench::new("printf 'a\\377\\376b\\n\\000'; printf '\\360\\237' >&2");
     let output = bench.output();
@@ -332,6 +342,7 @@ fn what_an_agent_says_is_heard_while_it_runs() {
         "log WARN odd",
         "progress half Some(0.5)",
         "progress 1 calls, 0 tokens sent, 0 received, 0.500000 USD None",
+        "log WARN it ended without a report line; its exit code 0 counts as success",
     ];
     assert_eq!(heard, wanted);
 }

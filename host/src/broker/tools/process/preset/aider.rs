@@ -110,6 +110,15 @@ pub(super) fn end(reading: &mut Reading, whole: &str) {
     let own = |line: &&str| !ABOUT_ITSELF.iter().any(|start| line.trim_start().starts_with(start));
     let work: Vec<&str> = work.lines().filter(own).collect();
     reading.say(work.join("\n").trim());
+    // It has no last word of its own; what can be seen of a cut is said.
+    if !std::mem::take(&mut reading.held).is_empty() {
+        reading.is_final = false;
+        reading.warn("its output ends in the middle of a report of its usage");
+    } else if !whole.is_empty() && !whole.ends_with('\n') {
+        reading.warn("its output ends in the middle of a line");
+    } else if !reading.is_final {
+        reading.warn("it reported no exchange with a model");
+    }
     if let Some(trouble) = reading.trouble.take() {
         reading.fail("agent_error", trouble);
     }

@@ -71,11 +71,12 @@ impl Preset {
         match self {
             Self::Plain => {}
             Self::Aider => aider::line(reading, line, tell),
-            Self::Jsonl | Self::Claude | Self::Codex | Self::Goose => {
+            Self::Jsonl => lines::line(reading, line, tell),
+            Self::Claude | Self::Codex | Self::Goose => {
                 if line.trim().is_empty() {
                     return;
                 }
-                match self.message(line) {
+                match message(line) {
                     Some(value) => self.value(reading, &value, tell),
                     // Goose's single document is spread over many lines and read at the end.
                     None if self == Self::Goose => {}
@@ -85,25 +86,12 @@ impl Preset {
         }
     }
 
-    /// The message of a line. A byte order mark, or what a wrapper printed without an end of its line,
-    /// may stand before an agent's; Kairos' own protocol is read as it is written.
-    fn message(self, line: &str) -> Option<Value> {
-        let whole = serde_json::from_str(line).ok();
-        if whole.is_some() || self == Self::Jsonl {
-            return whole;
-        }
-        let starts = line.match_indices(['{', '[']).take(STARTS_TRIED);
-        let mut found = starts.filter_map(|(at, _)| serde_json::from_str::<Value>(&line[at..]).ok());
-        found.find(|value| value.get("type").is_some() || value.is_array())
-    }
-
     fn value(self, reading: &mut Reading, value: &Value, tell: &mut dyn FnMut(Told<'_>)) {
         let known = match self {
-            Self::Jsonl => lines::value(reading, value, tell),
             Self::Claude => claude::value(reading, value, tell),
             Self::Codex => codex::value(reading, value, tell),
             Self::Goose => goose::value(reading, value, tell),
-            Self::Plain | Self::Aider => true,
+            Self::Plain | Self::Aider | Self::Jsonl => true,
         };
         if !known {
             reading.malformed(&value.to_string());
@@ -116,6 +104,7 @@ impl Preset {
             Self::Goose if !reading.ended => goose::document(reading, whole),
             Self::Claude if !reading.ended => claude::document(reading, whole),
             Self::Plain => reading.say(whole.trim()),
+            Self::Jsonl => lines::end(reading, whole, exit),
             Self::Aider => aider::end(reading, whole),
             _ => {}
         }
@@ -125,6 +114,18 @@ impl Preset {
             reading.fail("no_result", error);
         }
     }
+}
+
+/// The message of a line. A byte order mark, or what a wrapper printed without an end of its line, may
+/// stand before an agent's.
+fn message(line: &str) -> Option<Value> {
+    let whole = serde_json::from_str(line).ok();
+    if whole.is_some() {
+        return whole;
+    }
+    let starts = line.match_indices(['{', '[']).take(STARTS_TRIED);
+    let mut found = starts.filter_map(|(at, _)| serde_json::from_str::<Value>(&line[at..]).ok());
+    found.find(|value| value.get("type").is_some() || value.is_array())
 }
 
 /// What is shown of a run while it goes on.
@@ -203,6 +204,12 @@ pub struct Reading {
     pub malformed: u64,
     /// All lines.
     pub lines: u64,
+    /// What people should know although it may be no failure.
+    pub warnings: Vec<String>,
+    /// The first report or usage line of Kairos' protocol that cannot be read.
+    broken: Option<String>,
+    /// The first line that may have been meant as one.
+    doubtful: Option<String>,
     /// The agent said that it was done.
     ended: bool,
     /// What former results of the same run stated; a run of several turns has several.
@@ -237,6 +244,11 @@ impl Reading {
     /// Something went wrong that the agent tries to get over by itself.
     fn complain(&mut self, what: &str) {
         self.trouble = Some(cut_end(what, LOG_LINE_MAX).to_owned());
+    }
+
+    fn warn(&mut self, what: impl Into<String>) {
+        let what: String = what.into();
+        self.warnings.push(cut_end(&what, LOG_LINE_MAX).to_owned());
     }
 
     fn fail(&mut self, code: &'static str, message: impl Into<String>) {
