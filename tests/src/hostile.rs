@@ -49,6 +49,16 @@ pub fn without(dir: &Path) -> PathBuf {
     fixture("without", dir)
 }
 
+/// Compiles `fixtures/metadata.c` in `dir`: a program that changes a file's mode, owner, times and
+/// attributes in every way there is.
+///
+/// # Panics
+/// The compiler's words, when it cannot be.
+#[must_use]
+pub fn metadata(dir: &Path) -> PathBuf {
+    fixture("metadata", dir)
+}
+
 /// As [`hostile_c`], its bytes.
 ///
 /// # Panics

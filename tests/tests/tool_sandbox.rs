@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use kairos_host::sys::sandbox::confine::{GRANTS, prepare};
-use kairos_host::sys::sandbox::{Confinement, Level, Network, probe, programs};
+use kairos_host::sys::sandbox::{Confinement, Level, Network, probe_tools, programs};
 use kairos_tests::{Ran, kairos};
 use tempfile::TempDir;
 
@@ -140,7 +140,7 @@ fn what_is_wrong_or_too_weak_starts_nothing() {
     let missing = ran(&mut prepare(&kairos, &Confinement::tool(), OsStr::new("/no/such/program")));
     assert_eq!(missing.code, 127, "{}", missing.stderr);
     assert_eq!(ran(Command::new(&kairos).arg("confine")).code, 2);
-    let reached = probe(&kairos).unwrap();
+    let reached = probe_tools(&kairos).unwrap();
     let full = Confinement { exec: programs(), require: Level::Full, ..Confinement::tool() };
     let code = ran(prepare(&kairos, &full, OsStr::new("true")).env("PATH", "/usr/bin:/bin")).code;
     assert_eq!(code == 0, reached.level == Level::Full, "{reached}");

@@ -71,6 +71,7 @@ pub fn run(world: &World<'_>, style: Style) -> anyhow::Result<()> {
     let mut checks = checks(world, &|daemon| rehearsal::of(daemon, world.paths, world.env));
     // By this very program; the checks above also run where it is another.
     checks.push(sandbox(sandbox::probe(Path::new("/proc/self/exe")), &check_all(world)));
+    checks.push(tool_sandbox(sandbox::probe_tools(Path::new("/proc/self/exe"))));
     let failed = checks.iter().filter(|check| check.verdict == Verdict::Fail).count();
     let value = json!({"ok": failed == 0, "checks": checks});
     emit(style, &value, |_| {
@@ -311,6 +312,25 @@ fn sandbox(probed: Result<Reached, SandboxError>, checked: &Checked) -> Check {
     }
 }
 
+/// What commands get; nothing demands more of it than that there is one.
+fn tool_sandbox(probed: Result<Reached, SandboxError>) -> Check {
+    const REMEDY: &str = "allow user namespaces and mounts in them (a container by its security profile); \
+                          `sandbox: off` lets a command out";
+    const NAME: &str = "tool_sandbox";
+    match probed {
+        Ok(reached) if reached.level == sandbox::Level::Full => ok(NAME, "full: every layer is in force"),
+        Ok(reached) if reached.level == sandbox::Level::None => {
+            bad(NAME, Verdict::Warn, format!("{reached}; no command starts in it"), REMEDY)
+        }
+        Ok(reached) if !reached.holds(sandbox::layer::METADATA) => {
+            let message = format!("{reached}; commands change no mode, owner or time of any file");
+            bad(NAME, Verdict::Warn, message, REMEDY)
+        }
+        Ok(reached) => bad(NAME, Verdict::Warn, reached.to_string(), REMEDY),
+        Err(error) => bad(NAME, Verdict::Fail, error.to_string(), "start it from where it is installed"),
+    }
+}
+
 fn socket(world: &World<'_>) -> Check {
     let path = world.paths.socket(world.env);
     if path.starts_with(&world.paths.run) {
@@ -392,6 +412,29 @@ mod tests {
         let checks = checks(&World { paths: &paths, env: &env, zones: &zones, now, daemon: None }, &served);
         assert_eq!(failed(&checks), [] as [&str; 0], "{checks:#?}");
         assert!(checks.iter().any(|check| check.name == "zones" && check.message.contains("20")));
+    }
+
+    #[test]
+    fn commands_that_can_change_no_modes_are_warned_of() {
+        use crate::sys::sandbox::{Layer, layer};
+        let verdict = |metadata, files| {
+            let layers = [(layer::NO_NEW_PRIVS, true), (layer::METADATA, metadata), (layer::FILES, files)];
+            let layers = layers.into_iter().chain([(layer::SYSTEM_CALLS, true)]);
+            let layer = |(name, in_force): (&str, bool)| Layer {
+                name: name.to_owned(),
+                in_force,
+                reason: "why".to_owned(),
+            };
+            let check = tool_sandbox(Ok(Reached::of(layers.map(layer).collect())));
+            (check.verdict, check.message)
+        };
+        assert_eq!(verdict(true, true).0, Verdict::Ok);
+        let (lesser, message) = verdict(false, true);
+        assert!(
+            lesser == Verdict::Warn && message.contains("metadata (why); commands change no mode"),
+            "{message}"
+        );
+        assert!(verdict(true, false).1.contains("no command starts"));
     }
 
     #[test]

@@ -28,6 +28,9 @@ pub const COMMAND: &str = "confine";
 const GUARD: &str = "--guard";
 const OPEN: &str = "--open";
 const TRY: &str = "--try";
+const PROBE: &str = "--probe";
+/// With [`PROBE`]: what a tool would get.
+const TOOL: &str = "tool";
 
 const REFUSED: u8 = 125;
 const CANNOT_RUN: u8 = 126;
@@ -84,9 +87,21 @@ fn grants(wanted: &Confinement) -> String {
 /// # Errors
 /// It could not be started or did not answer.
 pub fn probe(kairos: &Path) -> Result<Reached, SandboxError> {
+    probed(kairos, &[COMMAND, PROBE])
+}
+
+/// As [`probe`], of a tool's sandbox.
+///
+/// # Errors
+/// See there.
+pub fn probe_tools(kairos: &Path) -> Result<Reached, SandboxError> {
+    probed(kairos, &[COMMAND, PROBE, TOOL])
+}
+
+fn probed(kairos: &Path, arguments: &[&str]) -> Result<Reached, SandboxError> {
     let output = Command::new(kairos)
         .env_clear()
-        .args([COMMAND, "--probe"])
+        .args(arguments)
         .stdin(Stdio::null())
         .output()
         .map_err(|error| SandboxError::Probe(format!("{}: {error}", kairos.display())))?;
@@ -100,7 +115,8 @@ pub fn probe(kairos: &Path) -> Result<Reached, SandboxError> {
 #[must_use]
 pub fn main(arguments: &[OsString]) -> u8 {
     let outcome = match arguments {
-        [word] if word == "--probe" => say_level(),
+        [word] if word == PROBE => say_level(&Confinement::runner(None)),
+        [word, whose] if word == PROBE && whose == TOOL => say_level(&Confinement::tool()),
         [word] if word == TRY => confine().map(drop),
         [word, target, rest @ ..] if word == "--" => become_program(target, rest, true),
         [guard, parent, word, target, rest @ ..] if guard == GUARD && word == "--" => {
@@ -121,8 +137,8 @@ pub fn main(arguments: &[OsString]) -> u8 {
     }
 }
 
-fn say_level() -> Result<(), (u8, String)> {
-    let reached = enter(&Confinement::runner(None)).map_err(|error| (REFUSED, error.to_string()))?;
+fn say_level(wanted: &Confinement) -> Result<(), (u8, String)> {
+    let reached = enter(wanted).map_err(|error| (REFUSED, error.to_string()))?;
     let text = serde_json::to_string(&reached).expect("names and reasons are text");
     io::stdout().write_all(format!("{text}\n").as_bytes()).map_err(|error| (1, error.to_string()))
 }

@@ -128,13 +128,13 @@ impl Rules {
     }
 }
 
-struct OpenedFile {
-    fd: OpenPath,
+pub(super) struct OpenedFile {
+    pub(super) fd: OpenPath,
     directory: bool,
 }
 
 /// Opens it, without following a link anywhere in its path unless `links`.
-fn open(path: &Path, links: bool) -> std::io::Result<OpenedFile> {
+pub(super) fn open(path: &Path, links: bool) -> std::io::Result<OpenedFile> {
     let (how, mode) = (OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
     let fd = if links {
         openat(CWD, path, how, mode)?

@@ -50,6 +50,8 @@ pub mod layer {
     pub const FILES: &str = "files";
     /// Landlock also binds truncation, moves between directories and device controls.
     pub const FILE_CHANGES: &str = "file_changes";
+    /// Modes, owners, times and attributes are changed only of what may be changed. For tools.
+    pub const METADATA: &str = "metadata";
     /// Landlock: no TCP.
     pub const TCP: &str = "tcp";
     /// Landlock: no signal and no abstract socket leads out.

@@ -11,6 +11,7 @@ mod grants;
 mod landlock;
 mod level;
 mod limits;
+mod mounts;
 mod namespaces;
 mod raw;
 mod seccomp;
@@ -21,7 +22,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use confine::{accompanied, prepare, probe, trial};
+pub use confine::{accompanied, prepare, probe, probe_tools, trial};
 pub use grants::{Fence, Grants, refusal};
 pub use level::{Layer, Level, Reached, layer};
 pub use limits::UNWRITTEN_BYTES;
@@ -209,15 +210,23 @@ pub fn enter(wanted: &Confinement) -> Result<Reached, SandboxError> {
         return Err(SandboxError::Threads(threads));
     }
     check(wanted)?;
-    // Built and opened first: once the doors are shut neither is possible.
+    // Opened first: once the doors are shut that is no longer possible.
     let rules = landlock::Rules::open(wanted)?;
-    let filters = seccomp::Filters::build(wanted)?;
 
     let mut tried = Tried::default();
     let no_new_privs = rustix::thread::set_no_new_privs(true).map_err(|error| error.to_string());
     tried.put(layer::NO_NEW_PRIVS, no_new_privs);
-    let mut limited = limits::enter(wanted).and(limits::bind_root(wanted));
-    if namespaces::enter(wanted.network, &mut tried) {
+    let mut limited = limits::bind_root(wanted);
+    let own_user = namespaces::enter(wanted.network, &mut tried);
+    let metadata = if wanted.profile == Profile::Tool {
+        let mounted = mounts::enter(wanted)?;
+        tried.put(layer::METADATA, mounted)
+    } else {
+        true
+    };
+    let filters = seccomp::Filters::build(wanted, metadata)?;
+    limited = limited.and(limits::enter(wanted));
+    if own_user {
         limited = limited.and(limits::processes(wanted));
     }
     tried.put(layer::LIMITS, limited);

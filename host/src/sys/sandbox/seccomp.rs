@@ -18,7 +18,9 @@ type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
 pub(super) struct Filters(Vec<BpfProgram>);
 
 impl Filters {
-    pub(super) fn build(wanted: &Confinement) -> Result<Self, SandboxError> {
+    /// `metadata`: whether the mounts guard modes, owners and times already. Otherwise tools change
+    /// none, not even of what they may change: a filter sees no paths.
+    pub(super) fn build(wanted: &Confinement, metadata: bool) -> Result<Self, SandboxError> {
         let build = || -> Result<Vec<BpfProgram>, seccompiler::BackendError> {
             // glibc asks for threads by clone3, whose flags no filter can see, and falls back to
             // clone when the kernel does not know it.
@@ -36,6 +38,9 @@ impl Filters {
             } else {
                 programs.push(other_abi());
                 programs.push(program(tool_denies(wanted.network)?, SeccompAction::Allow, libc::EPERM)?);
+                if !metadata {
+                    programs.push(program(metadata_denies()?, SeccompAction::Allow, libc::EPERM)?);
+                }
             }
             Ok(programs)
         };
@@ -355,6 +360,50 @@ const TOOL_DENIED: &[c_long] = &[
     libc::SYS_syslog,
     libc::SYS_vhangup,
 ];
+
+/// Modes, owners, times and attributes of files, whatever the arguments are.
+const METADATA: &[c_long] = &[
+    libc::SYS_fchmod,
+    libc::SYS_fchmodat,
+    libc::SYS_fchown,
+    libc::SYS_fchownat,
+    libc::SYS_fremovexattr,
+    libc::SYS_fsetxattr,
+    libc::SYS_lremovexattr,
+    libc::SYS_lsetxattr,
+    libc::SYS_removexattr,
+    libc::SYS_setxattr,
+    // `fchmodat2`, `setxattrat`, `removexattrat` and `file_setattr`, the same everywhere.
+    452,
+    463,
+    466,
+    469,
+];
+
+/// The older forms of some of these, where the machine has them.
+#[cfg(target_arch = "x86_64")]
+const METADATA_OLDER: &[c_long] = &[
+    libc::SYS_chmod,
+    libc::SYS_chown,
+    libc::SYS_futimesat,
+    libc::SYS_lchown,
+    libc::SYS_utime,
+    libc::SYS_utimes,
+];
+#[cfg(not(target_arch = "x86_64"))]
+const METADATA_OLDER: &[c_long] = &[];
+
+fn metadata_denies() -> Result<Rules, seccompiler::BackendError> {
+    let mut rules: Rules = METADATA.iter().chain(METADATA_OLDER).map(|call| (*call, Vec::new())).collect();
+    // Times of what is open are left, for `touch` and the like: Landlock opened it.
+    let by_path = SeccompCondition::new(1, SeccompCmpArgLen::Qword, SeccompCmpOp::Ne, 0)?;
+    rules.insert(libc::SYS_utimensat, vec![SeccompRule::new(vec![by_path])?]);
+    rules.insert(libc::SYS_ioctl, one_of(1, &SET_ATTRIBUTES)?);
+    Ok(rules)
+}
+
+/// `FS_IOC_SETFLAGS`, its form for 32 bits, `FS_IOC_FSSETXATTR` and `FS_IOC_SETVERSION`.
+const SET_ATTRIBUTES: [i64; 4] = [0x4008_6602, 0x4004_6602, 0x401c_5820, 0x4008_7602];
 
 /// Limits, urgency and the like of whoever has the same user, the daemon first: no tool may change
 /// those of others by number. Zero is whoever calls. A process that names itself by its number is
