@@ -3,9 +3,18 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::fs;
+use std::io::{IoSlice, Read as _};
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd as _;
+use std::process::{Command, Stdio};
 
 use anyhow::Result;
-use kairos_tests::{Daemon, Root, plugin};
+use kairos_tests::{Daemon, Root, kairos, plugin};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sendmsg,
+    socketpair,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
@@ -57,6 +66,56 @@ fn fork_server_that_is_killed_is_replaced_and_no_running_cycle_notices() -> Resu
     let shown = root.json(&["mandate", "show", &id]);
     assert_eq!((&shown["state"], shown["cycles"].as_array().unwrap().len()), (&json!("running"), 1));
     daemon.kill()
+}
+
+#[test]
+fn fork_server_that_is_killed_is_taken_away_though_nobody_needs_another() -> Result<()> {
+    let root = root();
+    let mut daemon = root.start()?;
+    // It has tried the configured plugins, and now there is nothing to do.
+    root.wait_for("a fork server", || children(&daemon, "kairos-workers").pop())?;
+    let servers = children(&daemon, "kairos-workers");
+    servers.iter().for_each(|pid| kill(*pid));
+    for pid in servers {
+        root.wait_for("the end of its zombie", || {
+            (!fs::exists(format!("/proc/{pid}")).unwrap()).then_some(())
+        })?;
+    }
+    let id = root.add("go on", &[]);
+    root.wait_state(&id, &["succeeded"])?;
+    root.wait_for("another one", || children(&daemon, "kairos-workers").pop())?;
+    assert_eq!(daemon.stop()?, 0, "{}", daemon.stderr());
+    Ok(())
+}
+
+#[test]
+fn fork_server_that_is_left_alone_in_the_middle_of_a_start_says_nothing() -> Result<()> {
+    for answered in [true, false] {
+        let (ours, its) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let mut server = Command::new(kairos());
+        server.arg("worker").stdin(Stdio::from(its)).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut server = server.spawn()?;
+        let gift = fs::File::open("/dev/null")?;
+        let gifts = [gift.as_fd(), gift.as_fd(), gift.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+        let mut along = SendAncillaryBuffer::new(&mut space);
+        along.push(SendAncillaryMessage::ScmRights(&gifts));
+        sendmsg(&ours, &[IoSlice::new(&[0])], &mut along, SendFlags::NOSIGNAL)?;
+        if answered {
+            let patience = Timespec { tv_sec: 60, tv_nsec: 0 };
+            assert_eq!(poll(&mut [PollFd::new(&ours, PollFlags::IN)], Some(&patience))?, 1, "no answer");
+        }
+        // What it has answered is not read, or its answer finds nobody.
+        drop(ours);
+        let mut said = String::new();
+        server.stderr.take().unwrap().read_to_string(&mut said)?;
+        assert_eq!((server.wait()?.code(), said.as_str()), (Some(0), ""), "answered: {answered}");
+    }
+    // What is no fork server is still told so.
+    let by_hand = Command::new(kairos()).arg("worker").stdin(Stdio::null()).output()?;
+    let said = String::from_utf8(by_hand.stderr)?;
+    assert!(by_hand.status.code() == Some(2) && said.contains("started by the daemon"), "{said}");
+    Ok(())
 }
 
 #[test]

@@ -22,7 +22,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv, recvmsg, send, sendmsg, socketpair,
     sockopt,
 };
-use rustix::process::{Pid, Signal, set_parent_process_death_signal, setpgid};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, set_parent_process_death_signal, setpgid};
 
 use super::entry::COMMAND;
 use crate::sys::sibling;
@@ -44,6 +44,9 @@ pub(super) struct ForkServer {
 struct Running {
     child: Child,
     socket: OwnedFd,
+    pidfd: OwnedFd,
+    /// Somebody hears of its end.
+    watched: bool,
 }
 
 impl ForkServer {
@@ -67,6 +70,23 @@ impl ForkServer {
         let running = self.running.insert(Running::start(&self.program)?);
         running.ask(gifts).unwrap_or_else(|| Err(Error::other("it ended before it answered")))
     }
+
+    /// The process behind it, once for each: readable when it has ended, which is to be told with
+    /// [`ForkServer::bury`].
+    pub fn unwatched(&mut self) -> Option<BorrowedFd<'_>> {
+        let running = self.running.as_mut().filter(|running| !running.watched)?;
+        running.watched = true;
+        Some(running.pidfd.as_fd())
+    }
+
+    /// Lets go of a process that has ended. The next worker that is wanted gets another one.
+    pub fn bury(&mut self) {
+        if let Some(running) = &mut self.running
+            && matches!(running.child.try_wait(), Ok(Some(_)))
+        {
+            self.running = None;
+        }
+    }
 }
 
 impl Running {
@@ -77,8 +97,13 @@ impl Running {
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         let mut command = Command::new(program);
         command.arg0("kairos").arg(COMMAND).env_clear().current_dir("/").process_group(0);
-        let child = command.stdin(Stdio::from(its_socket)).stdout(Stdio::null()).spawn()?;
-        Ok(Self { child, socket })
+        let mut child = command.stdin(Stdio::from(its_socket)).stdout(Stdio::null()).spawn()?;
+        // Nobody else waits for it: the number is its own.
+        let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).inspect_err(|_| {
+            let _ = child.kill();
+            let _ = child.wait();
+        })?;
+        Ok(Self { child, socket, pidfd, watched: false })
     }
 
     /// None when it is of no use any more.
@@ -114,7 +139,8 @@ pub(super) struct Gifts {
     pub output: OwnedFd,
 }
 
-/// Lives as the fork server until the supervisor hangs up: none then. Returns in each worker.
+/// Lives as the fork server until the supervisor hangs up, in the middle of anything: none then. Returns
+/// in each worker.
 ///
 /// # Errors
 /// When somebody started it by hand.
@@ -139,8 +165,17 @@ pub(super) fn serve() -> Result<Option<Gifts>> {
             Err(error) => -error.raw_os_error().unwrap_or(libc::EAGAIN),
         };
         drop(gifts);
-        send(&socket, &answer.to_ne_bytes(), SendFlags::NOSIGNAL)?;
+        match send(&socket, &answer.to_ne_bytes(), SendFlags::NOSIGNAL) {
+            Err(error) if has_hung_up(error) => return Ok(None),
+            sent => sent?,
+        };
     }
+}
+
+/// How a socket says that the other end is closed, with an answer in it that nobody has read or a
+/// question that nobody waits for any more.
+fn has_hung_up(error: Errno) -> bool {
+    matches!(error, Errno::CONNRESET | Errno::PIPE)
 }
 
 fn next(socket: &OwnedFd) -> Result<Option<Gifts>> {
@@ -151,6 +186,7 @@ fn next(socket: &OwnedFd) -> Result<Option<Gifts>> {
         match recvmsg(socket.as_fd(), &mut [IoSliceMut::new(&mut word)], &mut along, RecvFlags::CMSG_CLOEXEC)
         {
             Err(Errno::INTR) => {}
+            Err(error) if has_hung_up(error) => return Ok(None),
             came => break came?,
         }
     };

@@ -40,6 +40,9 @@ const REFILL_AGAIN: Duration = Duration::from_secs(1);
 /// The token of the wake-up; others count from one.
 const WAKE: u64 = 0;
 
+/// The token of the fork server's end.
+const SERVER: u64 = u64::MAX;
+
 /// What other threads and the supervisor share.
 pub struct Shared {
     pub(super) program: PathBuf,
@@ -300,6 +303,10 @@ impl Thread {
                 self.outputs.insert(token, output);
                 Ok(started.process)
             });
+        if let Some(server) = self.server.unwatched() {
+            // One that cannot be watched is waited for when it is next needed.
+            let _ = epoll::add(&self.epoll, server, epoll::EventData::new_u64(SERVER), epoll::EventFlags::IN);
+        }
         let mut state = self.shared.state();
         match started {
             Ok(process) => {
@@ -334,6 +341,8 @@ impl Thread {
             let mut count = [0; 8];
             // Only to empty it.
             let _ = rustix::io::read(&self.shared.wake, &mut count);
+        } else if token == SERVER {
+            self.server.bury();
         } else if let Some(leaving) = self.leaving.remove(&token) {
             leaving.handle.end();
         } else if let Some(output) = self.outputs.get_mut(&token)
