@@ -211,7 +211,7 @@ fn a_swap_on_a_machine_without_a_sandbox_is_refused_with_what_to_do() {
     let other = plugin("variant_runner");
     let copy = root.aside().join("libother.so");
     fs::copy(&other, &copy).unwrap();
-    let ran = root.cli(&["plugin", "swap", "mine", copy.to_str().unwrap(), "--json"]);
+    let ran = root.cli(&["plugin", "swap", "mine", copy.to_str().unwrap(), "--other-plugin", "--json"]);
     assert_ne!(ran.code, 0, "{}", ran.stdout);
     assert!(
         ran.stderr.contains("sandbox_unavailable") && ran.stderr.contains("kairos doctor"),

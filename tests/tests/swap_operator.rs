@@ -8,9 +8,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use kairos_tests::Root;
 use kairos_tests::swaps::*;
 use kairos_tests::variant::version;
+use kairos_tests::{Root, plugin};
 use serde_json::Value;
 
 /// Puts a version in the place of the configured file in one step, as an installer does.
@@ -47,6 +47,39 @@ fn the_list_shows_what_serves_and_what_is_configured() -> Result<()> {
     let text = root.cli(&["plugin", "list"]).stdout;
     assert!(text.contains(next.to_str().unwrap()) && text.contains("not serving"), "{text}");
     Ok(())
+}
+
+#[test]
+fn another_plugin_takes_a_runners_place_only_when_that_is_meant() -> Result<()> {
+    let root = root("plain", NO_TRIAL);
+    let _daemon = root.start()?;
+    let before = serving(&root);
+    let file = root.aside().join("libother.so");
+    fs::copy(plugin("stub"), &file)?;
+    trust(&root, &file);
+    let file = file.to_str().unwrap();
+    let ran = root.cli(&["plugin", "swap", "v", file, "--json"]);
+    let error: Value = serde_json::from_str(&ran.stderr)?;
+    assert_eq!((ran.code, &error["error"]["code"]), (1, &"other_plugin".into()), "{error}");
+    let known = before["name"].as_str().unwrap();
+    let (message, remedy) = (error["error"]["message"].to_string(), error["error"]["remedy"].to_string());
+    assert!(message.contains(known) && message.contains("plugin stub"), "{message}");
+    assert!(remedy.contains(&format!("kairos plugin swap v {file} --other-plugin")), "{remedy}");
+    assert_eq!(serving(&root)["generation"], before["generation"]);
+    let history = root.json(&["plugin", "history", "v"]);
+    let refused = history.as_array().unwrap().iter().find(|life| life["state"] == "refused").unwrap();
+    assert_eq!(
+        (&refused["refused"]["stage"], &refused["name"]),
+        (&"keep".into(), &"stub".into()),
+        "{history}"
+    );
+    // Meant, it comes in, and the way back needs no word.
+    root.json(&["plugin", "swap", "v", file, "--other-plugin", "--cold"]);
+    assert_eq!(serving(&root)["name"], "stub");
+    root.json(&["plugin", "rollback", "v"]);
+    root.wait_for("the version before", || {
+        (serving(&root)["generation"] == before["generation"]).then_some(())
+    })
 }
 
 #[test]

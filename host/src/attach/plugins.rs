@@ -31,6 +31,8 @@ pub struct SwapBody {
     file: PathBuf,
     #[serde(default)]
     cold: bool,
+    #[serde(default)]
+    other_plugin: bool,
 }
 
 /// Begins a swap and answers at once.
@@ -39,11 +41,11 @@ pub async fn swap(
     Path(runner): Path<String>,
     body: Result<Json<SwapBody>, JsonRejection>,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
-    let Json(SwapBody { file, cold }) = body?;
+    let Json(SwapBody { file, cold, other_plugin }) = body?;
     if !file.is_absolute() {
         return Err(ApiError::bad_request("`file` must be an absolute path"));
     }
-    let view = swaps(&plane)?.start(SwapRequest { runner, file, cold })?;
+    let view = swaps(&plane)?.start(SwapRequest { runner, file, cold, other_plugin })?;
     Ok((StatusCode::ACCEPTED, Json(json!(view))))
 }
 

@@ -77,7 +77,9 @@ fn one(runners: &Runners, swaps: &Swaps, name: &str) -> Option<String> {
         Noticed::Nothing => return None,
         Noticed::Changed { file, sha256 } => {
             let what = format!("runner {name}: {} is another file now ({})", file.display(), short(&sha256));
-            match swaps.start(SwapRequest { runner: name.to_owned(), file, cold: false }) {
+            // Whoever names a file in daemon.yml says which plugin it is to be.
+            let (runner, other_plugin) = (name.to_owned(), true);
+            match swaps.start(SwapRequest { runner, file, cold: false, other_plugin }) {
                 Ok(view) => format!("{what}; swap {} has begun, see `kairos plugin list`", view.id),
                 Err(refusal) => format!("{what}, and is not swapped in now: {refusal}"),
             }

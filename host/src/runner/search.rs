@@ -1,7 +1,7 @@
 //! Where the value of a runner's `plugin` key leads: one lookup for the loader, the commands and
 //! the checks. Nothing here reads a file.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::load_error::{LoadError, file_name};
 
@@ -94,11 +94,23 @@ impl SearchPath {
     }
 }
 
-/// A path as it is shown, without the `.` and doubled slashes that people write. A `..` stays, since
-/// only the disk knows where it leads behind a link.
+/// A path as it is shown, without the `.`, `..` and doubled slashes that people write. A `..` behind a link, or
+/// behind what is no directory, stays: it leads elsewhere than the text says, or nowhere.
 #[must_use]
 pub fn plain(path: &Path) -> PathBuf {
-    path.components().collect()
+    let mut shown = PathBuf::new();
+    for part in path.components() {
+        match (part, shown.components().next_back()) {
+            (Component::ParentDir, Some(Component::RootDir)) => {}
+            (Component::ParentDir, Some(Component::Normal(_)))
+                if shown.symlink_metadata().is_ok_and(|found| found.is_dir()) =>
+            {
+                shown.pop();
+            }
+            _ => shown.push(part),
+        }
+    }
+    shown
 }
 
 #[cfg(test)]
@@ -129,6 +141,20 @@ mod tests {
         let path = search.find("./gone.so").expect_err("there is none");
         assert!(path.to_string().contains(&*root.path().join("gone.so").to_string_lossy()), "{path}");
         assert_eq!(path.looked().len(), 1);
+    }
+
+    #[test]
+    fn a_way_back_is_shown_only_where_it_leads_elsewhere_than_it_says() {
+        let root = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| root.path().join(name);
+        std::fs::create_dir_all(at("a/b")).expect("made");
+        std::os::unix::fs::symlink("a/b", at("link")).expect("made");
+        assert_eq!(plain(&at("a/b/.././../a/x.so")), at("a/x.so"));
+        assert_eq!(plain(Path::new("/../x.so")), Path::new("/x.so"));
+        for kept in ["link/../x.so", "gone/../x.so", "../x.so"] {
+            let path = if kept.starts_with('.') { PathBuf::from(kept) } else { at(kept) };
+            assert_eq!(plain(&path), path);
+        }
     }
 
     #[test]

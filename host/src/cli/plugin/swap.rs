@@ -24,11 +24,14 @@ pub struct SwapArgs {
     /// Begin without the state of the version that serves
     #[arg(long)]
     cold: bool,
+    /// Take the file also when it is another plugin by its manifest's name, not a version of the one that serves
+    #[arg(long)]
+    other_plugin: bool,
     /// Return at once; `plugin list` and `plugin history` show what becomes of it
     #[arg(long)]
     no_wait: bool,
     /// Give up the swap that is under way, at any stage before its flip; what serves goes on
-    #[arg(long, conflicts_with_all = ["file", "cold", "no_wait"])]
+    #[arg(long, conflicts_with_all = ["file", "cold", "other_plugin", "no_wait"])]
     abort: bool,
 }
 
@@ -68,7 +71,8 @@ pub async fn swap(args: SwapArgs, context: &Context) -> anyhow::Result<()> {
         return aborted(&client, given_up.map_err(|error| ended(error, &args.runner, None))?, context).await;
     };
     let file = find(file, context).map_err(no_plugin)?;
-    let body = json!({"file": std::path::absolute(&file)?, "cold": args.cold});
+    let body = json!({"file": std::path::absolute(&file)?, "cold": args.cold,
+        "other_plugin": args.other_plugin});
     let begun = client.call(Method::POST, &path, Some(&body)).await;
     let begun = begun.map_err(|error| ended(error, &args.runner, None))?;
     follow(&client, begun, args.no_wait, context).await

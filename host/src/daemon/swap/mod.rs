@@ -36,7 +36,7 @@ pub use watch::{Unwatched, watch, watchable};
 use self::halt::{Halts, Preparing};
 use self::trial::Trial;
 use super::dispatch::Dispatch;
-use crate::runner::Runners;
+use crate::runner::{Runners, plain};
 use crate::store::{GenerationRow, GenerationStore, NewEvent, Store};
 use crate::sys::clock::Clock;
 use crate::sys::entropy::Entropy;
@@ -112,6 +112,8 @@ pub struct SwapRequest {
     pub file: PathBuf,
     /// Begin without the state of the version that serves.
     pub cold: bool,
+    /// It may be another plugin than the one that serves, by its manifest's name.
+    pub other_plugin: bool,
 }
 
 /// The handle; clones are the same.
@@ -189,12 +191,14 @@ impl Swaps {
     /// # Errors
     /// `conflict` while another one of this slot is under way, `unknown_runner`.
     pub fn start(&self, request: SwapRequest) -> Result<SwapView, Refusal> {
-        let source = request.file.display().to_string();
+        let file = plain(&request.file);
+        let source = file.display().to_string();
         let plan = pipeline::Plan {
             runner: request.runner,
-            source: pipeline::Source::File(request.file),
+            source: pipeline::Source::File(file),
             origin: Some(source.clone()),
             cold: request.cold,
+            other_plugin: request.other_plugin,
             exactly: None,
             back: None,
         };
@@ -209,6 +213,7 @@ impl Swaps {
             source: pipeline::Source::File(file),
             origin: Some(source.clone()),
             cold: false,
+            other_plugin: false,
             exactly: Some(sha256),
             back: None,
         };
@@ -233,6 +238,7 @@ impl Swaps {
             source: pipeline::Source::Kept(before.life.sha256.clone()),
             origin: before.life.source.clone(),
             cold: false,
+            other_plugin: true,
             exactly: None,
             back: Some(who.to_owned()),
         };

@@ -1,7 +1,7 @@
 //! One swap from its file to the flip. Whatever goes wrong before the flip's commit ends here as a
 //! refusal with a word, and the version that serves has noticed nothing.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,6 +42,8 @@ pub(super) struct Plan {
     pub origin: Option<String>,
     /// Without the state of the version that serves.
     pub cold: bool,
+    /// The candidate need not have the name of what serves in its manifest.
+    pub other_plugin: bool,
     /// The candidate must have this sha256: that of the content that somebody has looked at.
     pub exactly: Option<String>,
     /// It has served before: it is probed and serves, without replay and trial. Says who wants that.
@@ -210,6 +212,7 @@ impl Inner {
         let (runners, source) = (Arc::clone(&self.parts.runners), swap.plan.source.clone());
         let (config, view, exactly) =
             (swap.config.clone(), Arc::clone(&swap.view), swap.plan.exactly.clone());
+        let same = if swap.plan.other_plugin { None } else { self.plugin_of(swap).await? };
         let read = tokio::task::spawn_blocking(move || {
             let plugin = match &source {
                 // Reading and hashing it takes milliseconds, which nobody waits for.
@@ -222,12 +225,15 @@ impl Inner {
                 seen.version = Some(plugin.manifest.version.clone());
             });
             if exactly.is_some_and(|sha256| sha256 != plugin.sha256) {
-                return Err(LoadError::Changed { path: plugin.origin.unwrap_or_default() });
+                return Err(LoadError::Changed { path: plugin.origin.unwrap_or_default() }.into());
+            }
+            if let Some(known) = same.filter(|known| *known != plugin.manifest.name) {
+                return Err(other_plugin(&config.name, &known, &plugin));
             }
             // Before anything of it runs: whether it may, where the operator wants it to.
             let isolation = runners.isolation_for(&config, &plugin)?;
             runners.keep(&plugin)?;
-            Ok::<_, LoadError>((plugin, isolation, runners.sources(&config).configured))
+            Ok::<_, Refusal>((plugin, isolation, runners.sources(&config).configured))
         });
         let (plugin, isolation, configured) = read
             .await
@@ -239,6 +245,14 @@ impl Inner {
             return Err(Refusal::new("already_active", message));
         }
         Ok(plugin)
+    }
+
+    /// The name of the plugin that serves the slot, or that an empty one is for.
+    async fn plugin_of(&self, swap: &Swap) -> Result<Option<String>, Refusal> {
+        match &swap.serves {
+            Some(serves) => Ok(Some(serves.identity().name.clone())),
+            None => Ok(self.should_serve(&swap.plan.runner).await?.map(|row| row.life.name)),
+        }
     }
 
     /// Rows for the version that serves and for the candidate.
@@ -498,6 +512,18 @@ impl Inner {
         let step = GenerationMove::new(n, event, None);
         Ok(self.parts.generations.move_generations(vec![step], self.parts.clock.now()).await?)
     }
+}
+
+fn other_plugin(runner: &str, known: &str, candidate: &PluginFile) -> Refusal {
+    let (name, file) = (&candidate.manifest.name, candidate.origin.as_deref().unwrap_or(Path::new("")));
+    let file = file.display();
+    let message =
+        format!("runner {runner} is plugin {known}, and {file} is no version of it but plugin {name}");
+    Refusal::new("other_plugin", message).remedy(format!(
+        "to point the runner at another plugin, name it under `runners: {{{runner}: {{plugin: ..}}}}` in daemon.yml \
+         and run `kairos reload`; to try it on the cycles of {known} all the same: \
+         kairos plugin swap {runner} {file} --other-plugin"
+    ))
 }
 
 fn came_between() -> Refusal {
