@@ -366,6 +366,52 @@ fn a_new_root_is_made_and_checked() {
     assert!(dir.join(".kairos/config/daemon.yml").is_file());
 }
 
+#[test]
+fn a_new_root_is_made_where_the_command_or_the_environment_names_one() {
+    let root = Root::new();
+    let at = |name: &str| root.aside().join(name);
+    let cwd = at("here");
+    std::fs::create_dir(&cwd).unwrap();
+    let init = |args: &[&str], env: Option<&str>| {
+        let mut command = Command::new(kairos());
+        command.args(args).arg("init").current_dir(&cwd).env_remove("KAIROS_ROOT");
+        if let Some(env) = env {
+            command.env("KAIROS_ROOT", env);
+        }
+        command.output().unwrap()
+    };
+    for (name, args, env) in [
+        ("by-option", &["--root", "../by-option"][..], Some("../not-this")),
+        ("by-variable", &[][..], Some("../by-variable")),
+    ] {
+        let made = init(args, env);
+        assert!(made.status.success(), "{made:?}");
+        assert!(at(name).join(".kairos/config/daemon.yml").is_file());
+        assert_eq!((cwd.join(".kairos").exists(), at("not-this").exists()), (false, false));
+    }
+    assert!(init(&[], None).status.success() && cwd.join(".kairos").is_dir());
+}
+
+#[test]
+fn a_backup_goes_through_links_and_pipes_and_takes_no_name_from_them() {
+    let root = Root::new();
+    let mut daemon = root.start().unwrap();
+    let at = |name: &str| root.aside().join(name);
+    std::os::unix::fs::symlink("copy.db", at("link.db")).unwrap();
+    assert_eq!(root.cli(&["backup", at("link.db").to_str().unwrap()]).code, 0);
+    assert!(std::fs::symlink_metadata(at("link.db")).unwrap().is_symlink());
+    let copy = std::fs::read(at("copy.db")).unwrap();
+    std::os::unix::fs::symlink("/proc/self/fd/1", at("stdout")).unwrap();
+    let mut backup = Command::new(kairos());
+    backup.args(["backup", at("stdout").to_str().unwrap(), "--root"]).arg(root.path());
+    let said = backup.output().unwrap();
+    assert!(said.status.success() && said.stdout.starts_with(b"SQLite format 3\0"), "{}", said.status);
+    assert_eq!(said.stdout.len() % 512, 0, "nothing but the copy");
+    assert!(copy.starts_with(b"SQLite format 3\0"));
+    assert!(std::fs::symlink_metadata(at("stdout")).unwrap().is_symlink());
+    assert_eq!(daemon.stop().unwrap(), 0);
+}
+
 /// Runs a command whose reader closes its end after `lines` lines: how it ended, and what it said.
 fn read_by_head(root: &Root, args: &[&str], lines: usize) -> (Option<i32>, String) {
     let mut command = Command::new(kairos());

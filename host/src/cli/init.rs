@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::json;
 
-use super::output::{Style, emit};
+use super::Context;
+use super::output::emit;
 use crate::config::Paths;
 use crate::exit::{Failure, code};
 use crate::sys::files::{self, FileError};
@@ -13,7 +14,7 @@ use crate::sys::files::{self, FileError};
 /// Arguments of `kairos init`.
 #[derive(Args, Clone, Debug)]
 pub struct InitArgs {
-    /// Where [default: the current directory]
+    /// Where [default: `--root`, else `KAIROS_ROOT`, else the current directory]
     #[arg(value_name = "DIR")]
     pub dir: Option<PathBuf>,
 }
@@ -22,8 +23,11 @@ pub struct InitArgs {
 ///
 /// # Errors
 /// Exit 5, and nothing is written, when one of the files is already there.
-pub fn run(args: &InitArgs, cwd: &Path, style: Style) -> anyhow::Result<()> {
-    let root = args.dir.as_ref().map_or_else(|| cwd.to_owned(), |dir| cwd.join(dir));
+pub fn run(args: &InitArgs, context: &Context) -> anyhow::Result<()> {
+    let (cwd, style) = (&context.cwd, context.style);
+    let variable = context.env.get("KAIROS_ROOT").map(Path::new);
+    let named = args.dir.as_deref().or(context.root.as_deref()).or(variable);
+    let root = named.map_or_else(|| cwd.clone(), |dir| cwd.join(dir));
     let paths = Paths::new(&root);
     let created = create(&paths)?;
     let shown: Vec<String> = created.iter().map(|path| paths.show(path)).collect();

@@ -17,6 +17,7 @@ use crate::boot::settings::Settings;
 use crate::exit::{Failure, code};
 use crate::store::maintenance;
 use crate::sys::lock::{LockError, RootLock};
+use crate::sys::place::{Place, Stream};
 
 /// Another command that holds the root is waited for so long.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
@@ -35,7 +36,7 @@ pub struct PruneArgs {
 /// Where to copy to.
 #[derive(Debug, Args)]
 pub struct BackupArgs {
-    /// The new file; replaced whole if it exists
+    /// The new file, replaced whole if it exists; or a fifo, a device, /dev/stdout
     pub file: PathBuf,
 }
 
@@ -88,12 +89,31 @@ pub async fn prune(args: PruneArgs, context: &Context) -> anyhow::Result<()> {
 pub fn backup(args: &BackupArgs, context: &Context) -> anyhow::Result<()> {
     let settings = context.settings()?;
     let to = context.cwd.join(&args.file);
+    let place = Place::named(&to)?;
+    // A copy is checked whole before a byte of it goes where it cannot be taken back.
+    let aside = tempfile::tempdir()?;
+    let file = match &place {
+        Place::File(path) => path.clone(),
+        Place::Stream(_) => aside.path().join("store.db"),
+    };
     let bar = Progress::new(context.style, "copying");
-    let done = maintenance::backup(&settings.paths.store_db, &to, &mut |done, total| bar.at(done, total))?;
+    let mut done =
+        maintenance::backup(&settings.paths.store_db, &file, &mut |done, total| bar.at(done, total))?;
     drop(bar);
-    emit(context.style, &serde_json::to_value(&done)?, |done| {
-        format!("{}: {} bytes", printable(&to.display().to_string()), cell(&done["bytes"]))
-    })
+    done.path = to;
+    let human = |done: &maintenance::BackedUp| {
+        format!("{}: {} bytes", printable(&done.path.display().to_string()), done.bytes)
+    };
+    if let Place::Stream(stream) = &place {
+        let mut copy = std::fs::File::open(&file)?;
+        stream.write(|out| std::io::copy(&mut copy, out).map(drop))?;
+        if *stream == Stream::Stdout {
+            // Nothing else is said where the copy goes.
+            say(context.style, &human(&done));
+            return Ok(());
+        }
+    }
+    emit(context.style, &serde_json::to_value(&done)?, |_| human(&done))
 }
 
 /// `kairos restore`. Only without a daemon.

@@ -181,7 +181,7 @@ fn dispatch(command: Command, context: &Context) -> anyhow::Result<u8> {
     match command {
         // The daemon makes its own runtime, after its process has settled.
         Command::Run(args) => return run::run(&args, context),
-        Command::Init(args) => init::run(&args, &context.cwd, context.style)?,
+        Command::Init(args) => init::run(&args, context)?,
         Command::Logs(args) => logs::run(&args, context)?,
         Command::Cron(command) => {
             output::stream(|out| cron::run(command, context.style.json, &*context.clock, out)).map(drop)?

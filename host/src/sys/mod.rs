@@ -8,6 +8,7 @@ pub mod files;
 pub mod guardian;
 pub mod gz;
 pub mod lock;
+pub mod place;
 pub mod priority;
 pub mod processor_time;
 pub mod sandbox;

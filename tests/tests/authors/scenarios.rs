@@ -361,3 +361,48 @@ fn a_file_for_build_servers_of_an_earlier_run_never_outlives_a_failed_one() {
     assert_ne!(tested.code, 0);
     says(&tested.stderr, &["absent.yml", "no/junit.xml is not written"]);
 }
+
+#[test]
+fn what_is_named_for_the_junit_file_keeps_its_name_whatever_it_is() {
+    use std::io::Read as _;
+    use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _, symlink};
+    let desk = Desk::new();
+    let at = |name: &str| desk.0.path().join(name);
+    let to = |named: &str| {
+        let tested =
+            desk.play("stub", "mandate: {goal: g}\nexpect: {status: ok}\n", &["--junit", named, "--json"]);
+        assert_eq!(tested.code, 0, "{named}: {}{}", tested.stdout, tested.stderr);
+        tested.stdout
+    };
+    // A fifo, behind a link.
+    let kind = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(rustix::fs::CWD, at("fifo"), kind, rustix::fs::Mode::from_raw_mode(0o600), 0)
+        .unwrap();
+    symlink("fifo", at("to-fifo")).unwrap();
+    let nonblocking = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap();
+    let mut reader = fs::OpenOptions::new().read(true).custom_flags(nonblocking).open(at("fifo")).unwrap();
+    to("to-fifo");
+    let mut xml = String::new();
+    reader.read_to_string(&mut xml).unwrap();
+    assert!(xml.contains("<testsuites"), "{xml}");
+    assert!(fs::symlink_metadata(at("fifo")).unwrap().file_type().is_fifo());
+    assert!(fs::symlink_metadata(at("to-fifo")).unwrap().is_symlink());
+    // A file behind a link, before and after it is there.
+    symlink("there.xml", at("link.xml")).unwrap();
+    for _ in 0..2 {
+        to("link.xml");
+        assert!(fs::read_to_string(at("there.xml")).unwrap().contains("<testsuites"));
+        assert!(fs::symlink_metadata(at("link.xml")).unwrap().is_symlink());
+    }
+    // Standard output, behind a link of this desk: the machine's own is not put at risk.
+    symlink("/proc/self/fd/1", at("stdout")).unwrap();
+    let said = to("stdout");
+    assert!(said.contains("</testsuites>") && said.contains("\"passed\":true"), "{said}");
+    assert!(fs::symlink_metadata(at("stdout")).unwrap().is_symlink());
+    let stub = plugin("stub");
+    let full = ["plugin", "test", stub.to_str().unwrap(), "--scenario", "scenario.yml"];
+    symlink("/dev/full", at("full")).unwrap();
+    let tested = desk.kairos(&[&full[..], &["--junit", "full"]].concat());
+    assert!(tested.code == 1 && tested.stderr.contains("no space left"), "{}", tested.stderr);
+    assert!(fs::symlink_metadata(at("full")).unwrap().is_symlink());
+}

@@ -28,15 +28,31 @@ fn a_new_runner_in_rust_builds_and_passes_its_tests_and_its_scenario() {
 #[test]
 fn a_new_runner_in_c_builds_and_passes_its_scenario() {
     let desk = Desk::new();
-    let made = desk.kairos(&["plugin", "new", "count-down", "--lang", "c", "--dir", "work/c"]);
-    assert_eq!(made.code, 0, "{}", made.stderr);
+    let mut new = Command::new(kairos());
+    new.args(["plugin", "new", "count-down", "--lang", "c", "--dir", "work/c"]).env("PATH", desk.0.path());
+    let made = new.current_dir(desk.0.path()).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
     let dir = desk.0.path().join("work/c");
     succeeds(&dir, "make", &["CFLAGS=-O1 -Wall -Wextra -pedantic -Werror"]);
+    // By the program that wrote it: there is no `kairos` on its path.
+    let make = |args: &[&str]| {
+        Command::new("make").args(args).current_dir(&dir).env_remove("KAIROS").output().unwrap()
+    };
+    let tested = make(&["test"]);
+    assert!(tested.status.success(), "{tested:?}");
+    let called = make(&["-n", "test", "KAIROS=echo called"]);
+    assert!(String::from_utf8(called.stdout).unwrap().contains("echo called plugin test libcount_down.so"));
     let checked = desk.kairos(&["plugin", "check", "work/c/libcount_down.so"]);
     assert_eq!(checked.code, 0, "{}", checked.stdout);
     let tested =
         desk.kairos(&["plugin", "test", "work/c/libcount_down.so", "--scenario", "work/c/scenario.yml"]);
     assert_eq!(tested.code, 0, "{}{}", tested.stdout, tested.stderr);
+    // The header is the author's as well: what a compiler says of it is said.
+    let header = fs::read_to_string(dir.join("kairos.h")).unwrap();
+    fs::write(dir.join("kairos.h"), format!("{header}\nstatic int nobody_reads_this;\n")).unwrap();
+    let warned = make(&["CFLAGS=-Wall -Wextra -pedantic -Werror"]);
+    let said = String::from_utf8(warned.stderr).unwrap();
+    assert!(!warned.status.success() && said.contains("nobody_reads_this"), "{said}");
 }
 
 #[test]

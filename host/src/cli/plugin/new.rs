@@ -1,6 +1,7 @@
 //! `kairos plugin new`: a runner that builds and passes its own tests at once. Never overwrites
 //! anything.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -66,12 +67,16 @@ pub fn run(args: &NewArgs, context: &Context) -> anyhow::Result<()> {
     let next = [tests.then_some("cargo test"), Some(build), Some(&check), Some(&play)];
     let next: Vec<&str> = next.into_iter().flatten().collect();
     let steps = next.join("\n");
+    let program = program(context.env.get("PATH"));
+    let next: Vec<String> = next.iter().map(|step| by(&program, step)).collect();
+    let kairos = program.replace('$', "$$").replace('#', "\\#");
     let guide = if tests { "`cargo doc --open -p kairos-plugin-api`, module `guide`" } else { GUIDE_IN_C };
     let params = if args.lang == Lang::Rust { ", params: {style: in three words}" } else { "" };
     let fill = |text: &str| {
         let known = [("name", args.name.as_str()), ("api", &api), ("so", &so), ("steps", &steps)];
         let more = [
             ("play", play.as_str()),
+            ("kairos", &kairos),
             ("file", &file),
             ("params", params),
             ("header", &header),
@@ -129,6 +134,27 @@ const C: &[(&str, &str)] = &[
     ("README.md", include_str!("templates/README.md.tpl")),
     (".gitignore", "*.so\n"),
 ];
+
+/// How a shell calls this program: by its name where that finds one, else by its place.
+fn program(path: Option<&str>) -> String {
+    let named = |dir: PathBuf| {
+        let found = dir.join("kairos").metadata();
+        found.is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+    };
+    let own = std::env::current_exe().ok().and_then(|own| own.to_str().map(ToOwned::to_owned));
+    match own {
+        Some(own) if !path.is_some_and(|path| std::env::split_paths(path).any(named)) => {
+            let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+".contains(c);
+            if own.chars().all(plain) { own } else { format!("'{}'", own.replace('\'', r"'\''")) }
+        }
+        _ => "kairos".to_owned(),
+    }
+}
+
+/// A step that calls this program.
+fn by(program: &str, step: &str) -> String {
+    step.strip_prefix("kairos ").map_or_else(|| step.to_owned(), |rest| format!("{program} {rest}"))
+}
 
 fn check_name(name: &str) -> Result<(), Failure> {
     let starts = name.starts_with(|c: char| c.is_ascii_lowercase());
@@ -283,6 +309,23 @@ fn is_api(dir: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn this_program_is_called_by_its_name_only_where_that_finds_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = format!("/nowhere:{}", dir.path().display());
+        let own = program(Some(&path));
+        assert!(own.trim_matches('\'').starts_with('/'), "{own}");
+        assert_eq!(
+            (program(None), by(&own, "kairos plugin check x")),
+            (own.clone(), format!("{own} plugin check x"))
+        );
+        files::create_new(&dir.path().join("kairos"), b"", files::SHARED).unwrap();
+        assert_eq!(program(Some(&path)), own, "it cannot be run");
+        std::fs::set_permissions(dir.path().join("kairos"), std::fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(program(Some(&path)), "kairos");
+        assert_eq!(by("kairos", "make"), "make");
+    }
 
     #[test]
     fn names_that_no_crate_can_have_are_refused() {

@@ -14,6 +14,7 @@ use crate::runner::manifest::PluginFile;
 use crate::runner::trust::keys;
 use crate::sys::entropy::SystemEntropy;
 use crate::sys::files::{self, FileError};
+use crate::sys::place::Place;
 
 /// Names of the two files that `keygen` writes.
 const FILES: (&str, &str) = ("kairos-plugin.key", "kairos-plugin.pub");
@@ -70,7 +71,7 @@ pub fn sign(args: &SignArgs, context: &Context) -> anyhow::Result<()> {
     let key = read_secret(&context.cwd.join(&args.key))?;
     let plugin = PluginFile::open(&file).map_err(super::no_plugin)?;
     let beside = keys::signature_file(&file);
-    files::replace(&beside, keys::sign(&key, &plugin.bytes).as_bytes(), files::SHARED)?;
+    Place::named(&beside)?.write(keys::sign(&key, &plugin.bytes).as_bytes())?;
     let public = keys::public_text(&key.verifying_key());
     let value = json!({"signature_file": beside, "sha256": plugin.sha256, "public_key": public});
     emit(context.style, &value, |_| format!("signed: {}", beside.display()))

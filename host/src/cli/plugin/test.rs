@@ -16,7 +16,7 @@ use crate::runner::manifest::PluginFile;
 use crate::runner::{
     Isolation, Launcher, LoadError, Pace, PluginStore, RunnerBackend, RunnerConfig, SearchPath,
 };
-use crate::sys::files;
+use crate::sys::place::Place;
 use crate::sys::sandbox::Reached;
 
 /// What to test.
@@ -28,7 +28,7 @@ pub struct TestArgs {
     /// A scenario, see below; may be given several times
     #[arg(long = "scenario", value_name = "FILE", required = true)]
     pub scenarios: Vec<PathBuf>,
-    /// Write the result as JUnit XML, too
+    /// Write the result as JUnit XML, too: a file, which is replaced whole, or a fifo or device
     #[arg(long, value_name = "FILE")]
     pub junit: Option<PathBuf>,
     /// Where the runner runs
@@ -136,7 +136,7 @@ fn keep(junit: &Path, args: &TestArgs, tested: &anyhow::Result<Tested>) -> anyho
         Ok(tested) => scenario::junit(&tested.plugin.manifest.name, &tested.verdicts)?,
         Err(error) => scenario::junit_of_failure(&args.file.to_string_lossy(), &classify(error))?,
     };
-    Ok(files::replace(junit, xml.as_bytes(), files::SHARED)?)
+    Ok(Place::named(junit)?.write(xml.as_bytes())?)
 }
 
 /// All of them, or everything that is wrong with any.
