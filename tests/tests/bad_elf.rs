@@ -66,6 +66,13 @@ fn manifests_that_cannot_be_believed_are_refused() {
         (format!(r#""schema":1,{plain},"states":["{}"]"#, "s".repeat(300)), "too long"),
         (format!(r#""schema":1,{plain},"abi":"co\u0007bol""#), "plain text"),
         (format!(r#""schema":1,{plain},"phases":"yes""#), "boolean"),
+        (
+            format!(r#""schema":1,{plain},"files":["read:docs\ntrusted  yes: signed by you\u001b[8m"]"#),
+            "plain text",
+        ),
+        (format!(r#""schema":1,{plain},"files":["read:\u202ecod"]"#), "plain text"),
+        (format!(r#""schema":1,{plain},"files":["{}"]"#, "f".repeat(300)), "too long"),
+        (format!(r#""schema":1,{plain},"files":[{}"f"]"#, "\"f\",".repeat(256)), "lists are too long"),
     ] {
         let bytes = hostile_bytes(&[&claim(&text)]);
         let error = manifest_of(&bytes).unwrap_err();

@@ -172,7 +172,8 @@ fn usage(error: &clap::Error, json: bool) -> u8 {
 }
 
 fn complain(failure: &Failure, json: bool) {
-    let text = if json { failure.to_json().to_string() } else { format!("kairos: {failure}") };
+    let text =
+        if json { failure.to_json().to_string() } else { output::harmless(&format!("kairos: {failure}")) };
     // A closed stderr leaves the exit code to speak.
     let _ = writeln!(std::io::stderr(), "{text}");
 }

@@ -4,6 +4,8 @@ use std::io::{BufWriter, Write};
 
 use serde_json::Value;
 
+use crate::runner::manifest::drives_terminals;
+
 /// How to print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Style {
@@ -15,7 +17,7 @@ pub struct Style {
 
 /// Prints a value as JSON on a line of its own, or as text made by `human`.
 pub fn emit(style: Style, value: &Value, human: impl FnOnce(&Value) -> String) -> anyhow::Result<()> {
-    let text = if style.json { value.to_string() } else { human(value) };
+    let text = if style.json { value.to_string() } else { harmless(&human(value)) };
     line(&text)
 }
 
@@ -64,7 +66,7 @@ fn is_gone(error: &anyhow::Error) -> bool {
 pub fn say(style: Style, text: &str) {
     if !style.json {
         // A closed stderr is no reason to fail.
-        let _ = writeln!(std::io::stderr(), "{text}");
+        let _ = writeln!(std::io::stderr(), "{}", harmless(text));
     }
 }
 
@@ -96,12 +98,25 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     out
 }
 
-/// The text with control characters escaped, so that a name cannot drive a terminal.
+/// The text on one line, with all that drives a terminal escaped: for what somebody else wrote.
 #[must_use]
 pub fn printable(text: &str) -> String {
-    text.chars()
-        .flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
-        .collect()
+    escaped(text, drives_terminals)
+}
+
+/// As [`printable`], with lines and tabs as they are. Whatever a person is shown goes through here last,
+/// so that what was forgotten before can add a line, and nothing else.
+#[must_use]
+pub fn harmless(text: &str) -> String {
+    escaped(text, |c| !matches!(c, '\n' | '\t') && drives_terminals(c))
+}
+
+fn escaped(text: &str, bad: impl Fn(char) -> bool) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if bad(c) { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    out
 }
 
 /// RFC 3339 in UTC.
@@ -133,6 +148,13 @@ pub fn rows(list: &Value, fields: &[&str]) -> Vec<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_drives_a_terminal_is_shown_and_lines_stay_where_they_may() {
+        let text = "a\u{1b}[8m\r\u{9b}2J\u{7f}\tb\n\u{202e}c\u{2028}é";
+        assert_eq!(harmless(text), "a\\u{1b}[8m\\r\\u{9b}2J\\u{7f}\tb\n\\u{202e}c\\u{2028}é");
+        assert_eq!(printable("a\nb\tc\u{2066}"), "a\\nb\\tc\\u{2066}");
+    }
 
     #[test]
     fn table_aligns_and_shows_control_characters() {

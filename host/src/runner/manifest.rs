@@ -164,16 +164,22 @@ fn check_claims(manifest: &Manifest) -> Result<(), String> {
     if name.is_empty() || name.len() > 100 || !name.chars().all(usable) {
         return Err(format!("the name {name:?} cannot be used"));
     }
-    let Manifest { version, api, rustc, panic, abi, capabilities, states, .. } = manifest;
-    let texts = [version, api, rustc, panic, abi].into_iter().chain(capabilities).chain(states);
-    let bad = |text: &&String| text.len() > 200 || text.chars().any(char::is_control);
+    let Manifest { version, api, rustc, panic, abi, capabilities, files, states, .. } = manifest;
+    let texts = [version, api, rustc, panic, abi].into_iter().chain(capabilities).chain(files).chain(states);
+    let bad = |text: &&String| text.len() > 200 || text.chars().any(drives_terminals);
     if let Some(text) = texts.into_iter().find(bad) {
         return Err(format!("{:?} is too long or not plain text", text.chars().take(40).collect::<String>()));
     }
-    if capabilities.len() > 256 || states.len() > 256 {
+    if [capabilities, files, states].iter().any(|list| list.len() > 256) {
         return Err("its lists are too long".to_owned());
     }
     Ok(())
+}
+
+/// Control characters, and those that turn the direction of what follows or end a line.
+#[must_use]
+pub fn drives_terminals(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 fn machine(number: elf::Machine) -> String {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{find, no_plugin};
 use crate::cli::Context;
 use crate::cli::client::{Client, segment};
-use crate::cli::output::{cell, emit, rows, say, table};
+use crate::cli::output::{cell, emit, printable, rows, say, table};
 use crate::exit::{Failure, code};
 
 /// Arguments of `swap`.
@@ -231,7 +231,7 @@ fn differences(shadow: &Value) -> String {
         lines.push(head);
         for found in cycle["differences"].as_array().into_iter().flatten() {
             let (what, then, now) = (cell(&found["what"]), cell(&found["expected"]), cell(&found["got"]));
-            lines.push(format!("  {what}: expected {then}, got {now}"));
+            lines.push(format!("  {}", printable(&format!("{what}: expected {then}, got {now}"))));
         }
     }
     lines.join("\n")

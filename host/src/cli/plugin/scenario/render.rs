@@ -44,7 +44,7 @@ pub fn human(verdicts: &[Verdict]) -> String {
         // Writing to a text cannot fail.
         let _ = writeln!(text, "{}: {}", verdict.scenario.file, printable(&verdict.scenario.name));
         for check in &verdict.checks {
-            let what = verdict.what(check);
+            let what = printable(&verdict.what(check));
             let (expected, got) = (printable(&check.expected), printable(&check.got));
             let _ = if check.ok {
                 writeln!(text, "  ok       {what}: {}", short(&got))
