@@ -90,6 +90,26 @@ impl FakeHost {
         self
     }
 
+    /// Faults that have not come, as they were scripted: the call and which time of it. A test whose
+    /// fault never comes shows nothing.
+    #[must_use]
+    pub fn faults_left(&self) -> Vec<(String, usize)> {
+        self.lock().faults.iter().map(|fault| (fault.call.clone(), fault.nth)).collect()
+    }
+
+    /// Scripted answers that nobody has asked for: `llm`, `propose` or `tool:NAME`, and how many.
+    #[must_use]
+    pub fn replies_left(&self) -> Vec<(String, usize)> {
+        let world = self.lock();
+        let mut left: Vec<_> =
+            world.tools.iter().map(|(name, answers)| (format!("tool:{name}"), answers.len())).collect();
+        left.push((method::LLM.to_owned(), world.llm.len()));
+        left.push((method::PROPOSE.to_owned(), world.decisions.len()));
+        left.retain(|(_, count)| *count > 0);
+        left.sort();
+        left
+    }
+
     fn fault(self, call: &str, nth: usize, what: What) -> Self {
         self.lock().faults.push(Fault { call: call.to_owned(), nth, what });
         self

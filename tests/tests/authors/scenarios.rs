@@ -164,10 +164,53 @@ expect:
 }
 
 #[test]
+fn a_fault_that_never_comes_fails_and_a_reply_left_over_is_told() {
+    let desk = Desk::new();
+    let faults = "{mandate: {params: {prompt: 'Hello?'}}, replies: [{llm: Hi.}], expect: {status: ok},
+        faults: [{call: llm, takes: 1s}, {call: llm, nth: 5, crash: true}]}";
+    let tested = desk.play("stub", faults, &["--junit", "junit.xml"]);
+    assert_eq!(tested.code, 1, "{}{}", tested.stdout, tested.stderr);
+    let lines = [
+        "DIFFERS  faults[1]\n           expected crash at call 5 of llm\n           got      never came",
+        "never came: faults[1], crash at call 5 of llm",
+        "1 of 2 not as expected",
+    ];
+    says(&tested.stdout, &lines);
+    let junit = fs::read_to_string(desk.0.path().join("junit.xml")).unwrap();
+    says(
+        &junit,
+        &["failures=\"1\"", "<system-out>never came: faults[1], crash at call 5 of llm</system-out>"],
+    );
+    let replies = "{mandate: {params: {prompt: 'Hello?'}}, expect: {status: ok},
+        replies: [{llm: Hi.}, {llm: Ho.}, {tool: t, output: 1}, {tool: t, output: 2}]}";
+    let tested = desk.play("stub", replies, &[]);
+    assert_eq!(tested.code, 0, "{}{}", tested.stdout, tested.stderr);
+    let lines =
+        ["never came: a call of llm, which has", "never came: 2 calls of tool:t, which have", "all 1 as"];
+    says(&tested.stdout, &lines);
+    let view: Value = serde_json::from_str(&desk.play("stub", replies, &["--json"]).stdout).unwrap();
+    assert_eq!(view["scenarios"][0]["never_came"].as_array().unwrap().len(), 2, "{view}");
+}
+
+#[test]
+fn a_status_that_nothing_can_have_is_refused_and_an_own_code_is_written_out() {
+    let desk = Desk::new();
+    let tested = desk.play("stub", "expect:\n  status: okay\n", &[]);
+    assert_eq!(tested.code, 2, "{}{}", tested.stdout, tested.stderr);
+    says(
+        &tested.stderr,
+        &["scenario.yml:2:11: expect.status: not a known status", "known are ok, paused, error, "],
+    );
+    let own = "{mandate: {params: {prompt: Hello}}, replies: [{llm: '', error: {code: quota}}], \
+        expect: {status: {code: quota}}}";
+    passes("stub", own);
+}
+
+#[test]
 fn the_help_shows_a_scenario_that_is_one() {
     let help = Desk::new().kairos(&["plugin", "test", "--help"]).stdout;
     let (_, shown) = help.split_once("may be absent:\n").unwrap();
-    let (scenario, _) = shown.split_once("\nExit 0").unwrap();
+    let (scenario, _) = shown.split_once("\nA fault").unwrap();
     // It is read, and differs from what this runner does.
     let tested = Desk::new().play("stub", scenario, &[]);
     assert_eq!(tested.code, 1, "{}", tested.stderr);

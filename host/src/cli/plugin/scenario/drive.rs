@@ -61,6 +61,10 @@ pub struct Played {
     pub runs: Vec<Run>,
     /// With `cuts`: how many crashes were tried, of how many places, or what differed after one.
     pub cuts: Option<Result<(usize, usize), String>>,
+    /// Places of the scenario's faults that never came.
+    pub faults_left: Vec<usize>,
+    /// Calls that were never made although there was an answer: which, and how many.
+    pub replies_left: Vec<(String, usize)>,
 }
 
 /// A crash before the step at `place` of that run's cycle; at its end when there is no such step.
@@ -75,9 +79,13 @@ struct Cut {
 /// # Errors
 /// The runner cannot be had at all.
 pub fn play(scenario: &Scenario, start: Start<'_>) -> Result<Played, LoadError> {
-    let runs = once(scenario, start, None)?;
+    let (runs, host) = once(scenario, start, None)?;
     let cuts = if scenario.cuts { Some(cut_everywhere(scenario, start, &runs)?) } else { None };
-    Ok(Played { runs, cuts })
+    let left = host.faults_left();
+    let faults = scenario.faults.iter().enumerate();
+    let faults = faults.filter(|(_, fault)| left.contains(&(fault.call.clone(), fault.nth)));
+    let faults_left = faults.map(|(at, _)| at).collect();
+    Ok(Played { runs, cuts, faults_left, replies_left: host.replies_left() })
 }
 
 fn cut_everywhere(
@@ -93,7 +101,7 @@ fn cut_everywhere(
     let stride = places.len().div_ceil(MOST_CUTS).max(1);
     let mut tried = 0;
     for cut in places.iter().step_by(stride) {
-        let again = once(scenario, start, Some(*cut))?;
+        let (again, _) = once(scenario, start, Some(*cut))?;
         if let Some(difference) = difference(&again, whole) {
             let of = if whole.len() > 1 { format!(" of run {}", cut.run + 1) } else { String::new() };
             let place = match whole[cut.run].steps.get(cut.place) {
@@ -140,7 +148,7 @@ fn shown(outcome: &Result<Report, CallError>) -> String {
     }
 }
 
-fn once(scenario: &Scenario, start: Start<'_>, cut: Option<Cut>) -> Result<Vec<Run>, LoadError> {
+fn once(scenario: &Scenario, start: Start<'_>, cut: Option<Cut>) -> Result<(Vec<Run>, FakeHost), LoadError> {
     let mut host = scenario.host();
     let mut mandate = scenario.mandate.clone();
     let mut stage = Stage { scenario, start, backend: None };
@@ -152,7 +160,7 @@ fn once(scenario: &Scenario, start: Start<'_>, cut: Option<Cut>) -> Result<Vec<R
         runs.push(stage.run(&host, &mut mandate)?);
         mandate = host.next(&mandate);
     }
-    Ok(runs)
+    Ok((runs, host))
 }
 
 /// The runner between its runs: one instance serves until it dies.

@@ -8,6 +8,9 @@ use serde_json::{Map, Value, json};
 use super::drive::{Played, Run};
 use super::{Expect, LogMatch, Scenario, StepMatch, Text};
 
+/// What became of a fault that did not come.
+const NEVER: &str = "never came";
+
 /// One expectation, and how it went.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Check {
@@ -30,6 +33,11 @@ pub fn judge(scenario: &Scenario, played: &Played) -> Vec<Check> {
     for (at, (expect, run)) in scenario.expect.iter().zip(&played.runs).enumerate() {
         let mut bench = Judge { run: at + 1, checks: &mut checks };
         bench.judge(expect, run);
+    }
+    // What never came shows nothing: a test that cannot fail is none.
+    for at in &played.faults_left {
+        let (what, expected) = (format!("faults[{at}]"), scenario.faults[*at].to_string());
+        checks.push(Check { run: scenario.expect.len(), what, ok: false, expected, got: NEVER.to_owned() });
     }
     if let Some(cuts) = &played.cuts {
         let expected = "the same after a crash before any step".to_owned();

@@ -6,6 +6,7 @@ mod judge;
 mod read;
 mod render;
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -84,6 +85,19 @@ pub enum Strike {
     Deadline,
     /// The runner is killed just before the call, and the cycle goes on from its record.
     Crash,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match &self.what {
+            Strike::Answer(error) => &format!("answer {}", error.code),
+            Strike::Takes(time) => &format!("takes {}", crate::config::values::show_duration(*time)),
+            Strike::Cancel => "cancel",
+            Strike::Deadline => "deadline",
+            Strike::Crash => "crash",
+        };
+        write!(f, "{what} at call {} of {}", self.nth, self.call)
+    }
 }
 
 /// What is to come of one run; what is absent is not looked at.

@@ -28,8 +28,20 @@ impl Verdict {
         self.checks.iter().all(|check| check.ok)
     }
 
+    /// What the scenario has and the runner never asked for: faults, which make it fail, and replies,
+    /// which do not.
+    fn never_came(&self) -> Vec<String> {
+        let fault = |at: &usize| format!("faults[{at}], {}", self.scenario.faults[*at]);
+        let reply = |(call, count): &(String, usize)| match count {
+            1 => format!("a call of {call}, which has a reply"),
+            count => format!("{count} calls of {call}, which have replies"),
+        };
+        let played = &self.played;
+        played.faults_left.iter().map(fault).chain(played.replies_left.iter().map(reply)).collect()
+    }
+
     fn what(&self, check: &Check) -> String {
-        if self.scenario.expect.len() > 1 && check.what != "cuts" {
+        if self.scenario.expect.len() > 1 && check.what != "cuts" && !check.what.starts_with("faults[") {
             return format!("run {}: {}", check.run, check.what);
         }
         check.what.clone()
@@ -51,6 +63,9 @@ pub fn human(verdicts: &[Verdict]) -> String {
             } else {
                 writeln!(text, "  DIFFERS  {what}\n           expected {expected}\n           got      {got}")
             };
+        }
+        for what in verdict.never_came() {
+            let _ = writeln!(text, "  never came: {}", printable(&what));
         }
         if !verdict.passed() {
             let logs = verdict.played.runs.iter().flat_map(|run| &run.logs);
@@ -95,7 +110,7 @@ pub fn json(verdicts: &[Verdict]) -> Value {
         });
         let runs: Vec<Value> = runs.collect();
         json!({"file": &*verdict.scenario.file, "name": verdict.scenario.name, "passed": verdict.passed(),
-            "checks": verdict.checks, "runs": runs})
+            "checks": verdict.checks, "never_came": verdict.never_came(), "runs": runs})
     });
     let scenarios: Vec<Value> = scenarios.collect();
     json!({"passed": verdicts.iter().all(Verdict::passed), "scenarios": scenarios})
@@ -126,6 +141,11 @@ pub fn junit(plugin: &str, verdicts: &[Verdict]) -> anyhow::Result<String> {
             let mut case = TestCase::new(for_xml(&verdict.what(check)), status);
             case.set_classname(name.as_str());
             suite.add_test_case(case);
+        }
+        let never: Vec<String> =
+            verdict.never_came().iter().map(|what| for_xml(&format!("never came: {what}"))).collect();
+        if !never.is_empty() {
+            suite.set_system_out(never.join("\n"));
         }
         report.add_test_suite(suite);
     }
