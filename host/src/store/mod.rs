@@ -148,6 +148,11 @@ pub trait Store: Send + Sync + 'static {
     fn settle_step(&self, step: SettleStep) -> Pending<()>;
     /// Hands in a note of a running cycle: a phase transition, usage delta, answer of `now`. Lazy likewise.
     fn note(&self, note: CycleNote) -> Pending<()>;
+    /// Answers when everything that was handed in before has been answered, lazy requests included;
+    /// writes nothing itself.
+    fn flush(&self) -> Pending<()> {
+        self.note_wait(String::new(), None)
+    }
 
     // --- reading (its own read-only connection; no snapshot is held past the call) ----------
 

@@ -291,7 +291,7 @@ impl Dispatch {
         let clock = Arc::clone(&self.0.parts.clock);
         let end = clock.monotonic() + limit;
         // The writer answers in turn: behind this every earlier claim has its answer.
-        if self.0.parts.store.note_wait(String::new(), None).await.is_err() {
+        if self.0.parts.store.flush().await.is_err() {
             return false;
         }
         let mut changes = self.0.changed.subscribe();

@@ -70,13 +70,19 @@ pub fn finish(txn: &mut Txn<'_>, request: &FinishRequest) -> Res<Finished> {
 /// whose work belongs to somebody else by now.
 pub fn running(txn: &Txn<'_>, id: &str, cycle: u32, attempt: u32) -> Res<Mandate> {
     let mandate = Mandate::load(txn.conn, id)?;
-    if mandate.state != MandateState::Running || (mandate.cycle, mandate.attempt) != (cycle, attempt) {
+    does_run(id, mandate.state, (mandate.cycle, mandate.attempt), (cycle, attempt))?;
+    Ok(mandate)
+}
+
+/// Refuses what comes from another cycle and attempt than the one `at` which the mandate runs.
+pub fn does_run(id: &str, state: MandateState, at: (u32, u32), (cycle, attempt): (u32, u32)) -> Res<()> {
+    if state != MandateState::Running || at != (cycle, attempt) {
         return conflict(format!(
-            "cycle {cycle}, attempt {attempt} of mandate {id} does not run: it is {} at cycle {}, attempt {}",
-            mandate.state, mandate.cycle, mandate.attempt
+            "cycle {cycle}, attempt {attempt} of mandate {id} does not run: it is {state} at cycle {}, attempt {}",
+            at.0, at.1
         ));
     }
-    Ok(mandate)
+    Ok(())
 }
 
 /// Somebody asked this mandate to stop: whatever its cycle wants next, it ends. Work that was done

@@ -1,7 +1,6 @@
 //! The lines of a mandate's log that go with each of the store's transactions.
 
 use chrono::{DateTime, Utc};
-use kairos_plugin_api::Usage;
 use serde_json::Value;
 
 use super::fail::Res;
@@ -190,18 +189,4 @@ fn close(
         error,
         at: now,
     }))
-}
-
-/// Usage that the runner stated while it ran.
-pub fn stated_usage(
-    txn: &mut Txn<'_>,
-    mandate: &mut Mandate,
-    seq: u32,
-    delta: Usage,
-    day: &str,
-    now: DateTime<Utc>,
-) -> Res<()> {
-    let id = record::effect_step_id(StepKind::Answer.word(), mandate.cycle, seq);
-    let line = record::stated_usage(&plan(mandate), &id, delta, day, now);
-    txn.lines(mandate, [line])
 }

@@ -6,14 +6,14 @@ use kairos_plugin_api::Usage;
 use serde_json::{Value, json};
 
 use super::fail::{Fail, Res, conflict};
-use super::finish::running;
+use super::finish::{does_run, running};
 use super::ledger::{self, Account, Kind, Standing};
 use super::lines;
 use super::row::{Mandate, Record, micros, word};
 use super::txn::Txn;
 use crate::domain::canonical;
 use crate::domain::mandate::MandateState;
-use crate::domain::record::Transition;
+use crate::domain::record::{self, Head, Transition};
 use crate::store::{
     BeginStep, BegunStep, BudgetGate, CycleNote, Error, NoteKind, SettleStep, StepKind, StepState,
 };
@@ -244,11 +244,15 @@ fn settle_straggler(txn: &Txn<'_>, mandate: &Mandate, step: &SettleStep) -> Res<
     Ok(())
 }
 
-/// Records a note, see [`crate::store::Store::note`].
+/// Records a note, see [`crate::store::Store::note`]. Notes come in crowds: none may cost more than
+/// its own size, whatever the mandate and its record have grown to.
 pub fn note(txn: &mut Txn<'_>, note: &CycleNote) -> Res<()> {
+    let now = standing(txn, note)?;
     match &note.what {
         NoteKind::Phase(name) => {
-            let mut mandate = running(txn, &note.mandate, note.cycle, note.attempt)?;
+            now.runs(note)?;
+            let mut mandate = Mandate::load_number(txn.conn, now.n)?;
+            // The broker hands in each name once and at most so many.
             if mandate.noted.contains(name) {
                 return Ok(());
             }
@@ -262,26 +266,64 @@ pub fn note(txn: &mut Txn<'_>, note: &CycleNote) -> Res<()> {
             save_head(txn, &mandate)
         }
         NoteKind::Answer { seq, name, value } => {
-            let mandate = running(txn, &note.mandate, note.cycle, note.attempt)?;
-            answer(txn, &mandate, note, *seq, name, value)
+            now.runs(note)?;
+            answer(txn, &now, note, *seq, name, value)
         }
-        NoteKind::Usage { delta, day, seq } => {
-            if let Some(seq) = seq {
-                let mut mandate = running(txn, &note.mandate, note.cycle, note.attempt)?;
-                answer(txn, &mandate, note, *seq, "usage", &json!(delta))?;
-                book_delta(txn, &mandate, note, *delta, day)?;
-                lines::stated_usage(txn, &mut mandate, *seq, *delta, day, note.now)?;
-                return mandate.save(txn.conn);
-            }
-            // Usage is usage, also of an attempt that has ended.
-            let mandate = Mandate::load(txn.conn, &note.mandate)?;
-            book_delta(txn, &mandate, note, *delta, day)
+        NoteKind::Usage { delta, day, seq: Some(seq) } => {
+            now.runs(note)?;
+            answer(txn, &now, note, *seq, "usage", &json!(delta))?;
+            book_delta(txn, now.n, note, *delta, day)?;
+            let plan = record::plan_id(&note.mandate, note.cycle, now.epoch);
+            let id = record::effect_step_id(StepKind::Answer.word(), note.cycle, *seq);
+            let line = record::stated_usage(&plan, &id, *delta, day, note.now);
+            let mut head = now.head;
+            txn.seal(&note.mandate, now.n, &mut head, [line])?;
+            txn.exec(
+                "UPDATE mandate SET seq=?2, crc=?3 WHERE n=?1",
+                (now.n, head.seq.cast_signed(), head.crc),
+            )?;
+            Ok(())
         }
+        // Usage is usage, also of an attempt that has ended.
+        NoteKind::Usage { delta, day, seq: None } => book_delta(txn, now.n, note, *delta, day),
     }
 }
 
-fn book_delta(txn: &Txn<'_>, mandate: &Mandate, note: &CycleNote, delta: Usage, day: &str) -> Res<()> {
-    let account = Account { mandate: mandate.n, cycle: note.cycle, attempt: note.attempt, seq: None, day };
+/// What a note needs of its mandate.
+struct StandingNow {
+    n: i64,
+    state: MandateState,
+    cycle: u32,
+    attempt: u32,
+    epoch: u32,
+    head: Head,
+}
+
+fn standing(txn: &Txn<'_>, note: &CycleNote) -> Res<StandingNow> {
+    let sql = "SELECT n, state, cycle, attempt, epoch, seq, crc FROM mandate WHERE id=?1";
+    let found = txn.first(sql, [&note.mandate], |row| {
+        Ok(StandingNow {
+            n: row.get(0)?,
+            state: word(row, 1)?,
+            cycle: row.get(2)?,
+            attempt: row.get(3)?,
+            epoch: row.get(4)?,
+            head: Head { seq: super::row::number(row, 5)?, crc: row.get(6)? },
+        })
+    })?;
+    found.ok_or_else(|| Fail::Store(Error::NotFound { kind: "mandate", name: note.mandate.clone() }))
+}
+
+impl StandingNow {
+    /// Refuses the note of an attempt that does not run any longer.
+    fn runs(&self, note: &CycleNote) -> Res<()> {
+        let at = (self.cycle, self.attempt);
+        does_run(&note.mandate, self.state, at, (note.cycle, note.attempt))
+    }
+}
+
+fn book_delta(txn: &Txn<'_>, mandate: i64, note: &CycleNote, delta: Usage, day: &str) -> Res<()> {
+    let account = Account { mandate, cycle: note.cycle, attempt: note.attempt, seq: None, day };
     ledger::book_some(txn, account, Kind::Delta, delta, note.now)
 }
 
@@ -289,19 +331,19 @@ fn book_delta(txn: &Txn<'_>, mandate: &Mandate, note: &CycleNote, delta: Usage, 
 /// changes nothing in the world, unless it states usage.
 fn answer(
     txn: &Txn<'_>,
-    mandate: &Mandate,
+    now: &StandingNow,
     note: &CycleNote,
     seq: u32,
     name: &str,
     value: &Value,
 ) -> Res<()> {
-    if find(txn, mandate.n, note.cycle, mandate.epoch, seq)?.is_some() {
+    if find(txn, now.n, note.cycle, now.epoch, seq)?.is_some() {
         return conflict(format!("step {seq} of {} is recorded already", note.mandate));
     }
     txn.exec(
         "INSERT INTO step(mandate, cycle, epoch, seq, attempt, kind, name, state, key, params_hash, intent, \
          result, started, ended) VALUES(?1,?2,?3,?4,?5,'answer',?6,'done','','','null',?7,?8,?8)",
-        (mandate.n, note.cycle, mandate.epoch, seq, note.attempt, name, value.to_string(), micros(note.now)),
+        (now.n, note.cycle, now.epoch, seq, note.attempt, name, value.to_string(), micros(note.now)),
     )?;
     Ok(())
 }

@@ -75,22 +75,34 @@ impl<'c> Txn<'c> {
         fields: impl IntoIterator<Item = Map<String, Value>>,
     ) -> Res<()> {
         let mut head = Head { seq: mandate.seq, crc: mandate.crc };
+        self.seal(&mandate.id, mandate.n, &mut head, fields)?;
+        (mandate.seq, mandate.crc) = (head.seq, head.crc);
+        Ok(())
+    }
+
+    /// As [`Txn::lines`], for whoever knows no more than the mandate's id, its number and its log's head.
+    pub fn seal(
+        &mut self,
+        id: &str,
+        number: i64,
+        head: &mut Head,
+        fields: impl IntoIterator<Item = Map<String, Value>>,
+    ) -> Res<()> {
         let mut made = Vec::new();
         for fields in fields {
-            let line = record::seal(&mut head, fields);
+            let line = record::seal(head, fields);
             self.exec(
                 "INSERT INTO walrec(mandate, seq, line) VALUES(?1, ?2, ?3)",
-                (mandate.n, head.seq.cast_signed(), &line),
+                (number, head.seq.cast_signed(), &line),
             )?;
             made.push((head.seq, line));
         }
-        (mandate.seq, mandate.crc) = (head.seq, head.crc);
         if let Some(Committed::Lines { mandate: last, lines }) = self.out.last_mut()
-            && *last == mandate.id
+            && *last == *id
         {
             lines.append(&mut made);
         } else if !made.is_empty() {
-            self.out.push(Committed::Lines { mandate: mandate.id.clone(), lines: made });
+            self.out.push(Committed::Lines { mandate: id.to_owned(), lines: made });
         }
         Ok(())
     }

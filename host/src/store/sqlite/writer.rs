@@ -1,6 +1,7 @@
-//! The one thread that writes. It drains everything that waits into one transaction, each request
-//! in its own savepoint so that one failure fails alone, and answers only after the commit has
-//! returned.
+//! The one thread that writes. It drains what waits into one transaction, each request in its own
+//! savepoint so that one failure fails alone, and answers only after the commit has returned.
+//! Requests are served in the order in which they came, lazy ones too; a transaction is bounded in
+//! number and time, so that what is behind a crowd waits for no more than the crowd itself.
 //!
 //! ```text
 //! requests -> [ BEGIN  sp(request) sp(request) ...  COMMIT ] -> sink -> answers
@@ -8,6 +9,7 @@
 //!
 //! It must never acknowledge anything after a commit or sync that failed: it retires.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
@@ -49,6 +51,23 @@ pub enum Message {
     Close(Promise<()>),
     /// The thread ends on the spot, as in a crash, and gives what was committed.
     Crash(Sender<Connection>),
+}
+
+/// Work that has arrived.
+struct Waiting {
+    job: Box<dyn Job>,
+    lazy: bool,
+}
+
+/// What is to be done next.
+enum Gathered {
+    /// A transaction.
+    Due,
+    Look(Box<dyn FnOnce(&Connection) + Send>),
+    Close(Promise<()>),
+    Crash(Sender<Connection>),
+    /// Every handle is gone.
+    Gone,
 }
 
 /// The work of one request.
@@ -105,8 +124,12 @@ pub struct Writer {
     sink: Option<Arc<dyn CommitSink>>,
     figures: Arc<Figures>,
     clock: SystemClock,
-    lazy: Vec<Box<dyn Job>>,
-    lazy_since: Duration,
+    /// What has arrived and is in no transaction yet, in order.
+    waiting: VecDeque<Waiting>,
+    /// When the lazy work of `waiting` must be committed at the latest; zero when somebody waits for it.
+    due: Duration,
+    /// What is no work and was met by a transaction that took in what had arrived.
+    left: Option<Message>,
     log_pages: Arc<AtomicI32>,
     /// The last write back did not go well; said once, not with every commit.
     checkpoint_fails: bool,
@@ -136,8 +159,9 @@ impl Writer {
             sink,
             figures,
             clock: SystemClock::default(),
-            lazy: Vec::new(),
-            lazy_since: Duration::ZERO,
+            waiting: VecDeque::new(),
+            due: Duration::ZERO,
+            left: None,
             log_pages,
             checkpoint_fails: false,
             retired: None,
@@ -147,99 +171,128 @@ impl Writer {
     /// Serves until it is closed or every handle is gone. Handles that go without a close leave
     /// the store as a crash would: what was acknowledged is there, lazy work that still waits is not.
     pub fn serve(mut self) {
-        let mut left = None;
         loop {
-            let next = match left.take() {
-                Some(message) => Ok(message),
-                None => self.wait(),
-            };
-            match next {
-                Ok(Message::Work { job, lazy: true }) => {
-                    if self.lazy.is_empty() {
-                        self.lazy_since = self.clock.monotonic();
-                    }
-                    self.lazy.push(job);
+            match self.gather() {
+                Gathered::Due => {
+                    self.commit(true);
                 }
-                Ok(Message::Work { job, lazy: false }) => left = self.commit(Some(job)),
-                Ok(Message::Look(look)) => look(&self.conn),
-                Ok(Message::Close(promise)) => {
-                    if !self.lazy.is_empty() {
-                        // What came in since goes the way of all that comes after a close.
-                        let _ = self.commit(None);
-                    }
+                Gathered::Gone => return,
+                Gathered::Look(look) => {
+                    self.commit_before(false);
+                    look(&self.conn);
+                }
+                Gathered::Close(promise) => {
+                    // What comes in from now on goes the way of all that comes after a close.
+                    self.commit_before(true);
                     promise.keep(self.close());
                     return;
                 }
-                Ok(Message::Crash(give)) => {
+                Gathered::Crash(give) => {
+                    self.commit_before(false);
                     // Nobody waits for it: the connection is dropped, as after a real crash.
                     let _ = give.send(self.conn);
                     return;
                 }
-                Err(RecvTimeoutError::Timeout) => left = self.commit(None),
-                Err(RecvTimeoutError::Disconnected) => return,
             }
         }
     }
 
-    /// The next message; while lazy work waits, only as long as it may.
-    fn wait(&self) -> std::result::Result<Message, RecvTimeoutError> {
-        if self.lazy.is_empty() {
-            return self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected);
+    /// Commits what has arrived and somebody waits for; what is only lazy may wait on, unless it is
+    /// wanted `all`.
+    fn commit_before(&mut self, all: bool) {
+        let urgent = self.waiting.iter().rposition(|waiting| !waiting.lazy);
+        let mut left = if all { self.waiting.len() } else { urgent.map_or(0, |last| last + 1) };
+        while left > 0 {
+            left = left.saturating_sub(self.commit(false));
         }
-        let waited = self.clock.monotonic().saturating_sub(self.lazy_since);
-        self.inbox.recv_timeout(LAZY_FLUSH.saturating_sub(waited))
     }
 
-    /// One transaction: what is lazy, then `first`, then whatever has arrived. Gives back a message
-    /// that is no work and came in between.
-    fn commit(&mut self, first: Option<Box<dyn Job>>) -> Option<Message> {
+    /// Takes in what arrives until something is to be done.
+    fn gather(&mut self) -> Gathered {
+        loop {
+            let next = if let Some(left) = self.left.take() {
+                Ok(left)
+            } else if self.waiting.is_empty() {
+                self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            } else {
+                // Its time comes also when new work keeps arriving.
+                let time = self.due.saturating_sub(self.clock.monotonic());
+                if time.is_zero() || self.waiting.len() >= MAX_BATCH {
+                    return Gathered::Due;
+                }
+                self.inbox.recv_timeout(time)
+            };
+            match next {
+                Ok(Message::Work { job, lazy }) => self.admit(job, lazy),
+                Ok(Message::Look(look)) => return Gathered::Look(look),
+                Ok(Message::Close(promise)) => return Gathered::Close(promise),
+                Ok(Message::Crash(give)) => return Gathered::Crash(give),
+                Err(RecvTimeoutError::Timeout) => return Gathered::Due,
+                Err(RecvTimeoutError::Disconnected) => return Gathered::Gone,
+            }
+        }
+    }
+
+    fn admit(&mut self, job: Box<dyn Job>, lazy: bool) {
+        if !lazy {
+            self.due = Duration::ZERO;
+        } else if self.waiting.is_empty() {
+            self.due = self.clock.monotonic() + LAZY_FLUSH;
+        }
+        self.waiting.push_back(Waiting { job, lazy });
+    }
+
+    /// One transaction: what waits, then whatever has arrived if `also_new`, as far as the bounds
+    /// go. Gives the number of requests that were answered.
+    fn commit(&mut self, also_new: bool) -> usize {
         if let Some(error) = &self.retired {
-            let error = error.clone();
-            let jobs: Vec<_> = self.lazy.drain(..).chain(first).collect();
-            jobs.into_iter().for_each(|job| job.answer(Err(error.clone())));
-            return None;
+            let answered = self.waiting.len();
+            self.waiting.drain(..).for_each(|waiting| waiting.job.answer(Err(error.clone())));
+            return answered;
         }
         let begun = self.clock.monotonic();
         let mut batch = Batch::default();
-        let mut left = None;
         let changes = self.conn.total_changes();
         let outcome = self.conn.prepare_cached("BEGIN IMMEDIATE").and_then(|mut begin| begin.execute([]));
         let mut trouble = outcome.err();
-        let mut waiting = std::mem::take(&mut self.lazy);
-        waiting.extend(first);
-        if trouble.is_none() {
-            for job in waiting.drain(..) {
-                batch.run(&self.conn, job, &mut trouble);
-            }
-        }
-        batch.unstarted.append(&mut waiting);
         while trouble.is_none()
             && batch.jobs.len() < MAX_BATCH
-            && self.clock.monotonic().saturating_sub(begun) < MAX_WORK
+            && (batch.jobs.is_empty() || self.clock.monotonic().saturating_sub(begun) < MAX_WORK)
         {
-            match self.inbox.try_recv() {
-                Ok(Message::Work { job, .. }) => batch.run(&self.conn, job, &mut trouble),
-                Ok(other) => {
-                    left = Some(other);
-                    break;
-                }
-                Err(_) => break,
-            }
+            let job = match self.waiting.pop_front() {
+                Some(waiting) => waiting.job,
+                None if !also_new => break,
+                None => match self.inbox.try_recv() {
+                    Ok(Message::Work { job, .. }) => job,
+                    Ok(other) => {
+                        self.left = Some(other);
+                        break;
+                    }
+                    Err(_) => break,
+                },
+            };
+            batch.run(&self.conn, job, &mut trouble);
         }
         if trouble.is_none() {
             let outcome = self.conn.prepare_cached("COMMIT").and_then(|mut commit| commit.execute([]));
             trouble = outcome.err();
         }
-        match trouble {
+        let answered = match trouble {
             None => self.committed(batch, self.conn.total_changes() != changes),
-            Some(error) => self.failed(batch, &error),
-        }
-        left
+            Some(error) => {
+                // What could not even begin would fare no better, and must not be tried for ever.
+                batch.unstarted.extend(self.waiting.drain(..).map(|waiting| waiting.job));
+                self.failed(batch, &error)
+            }
+        };
+        // What is left waited before this one began.
+        self.due = Duration::ZERO;
+        answered
     }
 
-    fn committed(&mut self, batch: Batch, wrote: bool) {
-        let requests = batch.jobs.len() as u64;
-        self.figures.requests.fetch_add(requests, Ordering::Relaxed);
+    fn committed(&mut self, batch: Batch, wrote: bool) -> usize {
+        let requests = batch.jobs.len();
+        self.figures.requests.fetch_add(requests as u64, Ordering::Relaxed);
         if wrote {
             self.figures.commits.fetch_add(1, Ordering::Relaxed);
         }
@@ -252,12 +305,14 @@ impl Writer {
             job.answer(outcome);
         }
         let pages = self.log_pages.load(Ordering::Relaxed);
-        if pages >= CHECKPOINT_NOW || (pages >= CHECKPOINT_PAGES && self.lazy.is_empty()) {
+        if pages >= CHECKPOINT_NOW || (pages >= CHECKPOINT_PAGES && self.waiting.is_empty()) {
             self.checkpoint("PASSIVE");
         }
+        requests
     }
 
-    fn failed(&mut self, batch: Batch, error: &rusqlite::Error) {
+    fn failed(&mut self, batch: Batch, error: &rusqlite::Error) -> usize {
+        let requests = batch.jobs.len() + batch.unstarted.len();
         if !self.conn.is_autocommit() {
             // If even this fails, the next BEGIN says so and its requests are refused.
             let _ = self.conn.execute_batch("ROLLBACK");
@@ -272,6 +327,7 @@ impl Writer {
         for job in batch.unstarted {
             job.answer(Err(error.clone()));
         }
+        requests
     }
 
     fn classify(&self, error: &rusqlite::Error) -> (Severity, Error) {
