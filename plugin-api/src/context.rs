@@ -50,6 +50,41 @@ pub mod method {
     }
 }
 
+/// How much of what one cycle may do. What goes beyond it is answered with `invalid`, and changes nothing.
+pub mod limit {
+    /// Different phases of a cycle. Naming one again counts once.
+    pub const PHASES_MAX: usize = 32;
+    /// Calls of a cycle that are recorded: `llm`, `tool`, `propose`, `usage`, `now` and `random`.
+    pub const STEPS_MAX: u32 = 10_000;
+    /// Keys of a runner's state.
+    pub const STATE_KEYS_MAX: usize = 1_024;
+    /// Longest text that is kept of a report's `summary` and `error`, in bytes. What is longer is
+    /// cut, and the text says so.
+    pub const TEXT_MAX: usize = 64 << 10;
+
+    /// The answer to one phase too many.
+    #[must_use]
+    pub fn phases() -> super::CallError {
+        super::CallError::invalid(format!(
+            "a cycle names at most {PHASES_MAX} different phases, and this one has"
+        ))
+    }
+
+    /// The answer to one recorded call too many.
+    #[must_use]
+    pub fn steps() -> super::CallError {
+        super::CallError::invalid(format!(
+            "a cycle makes at most {STEPS_MAX} recorded calls, and this one has: end it, and go on with `more`"
+        ))
+    }
+
+    /// The answer to one key too many.
+    #[must_use]
+    pub fn state_keys() -> super::CallError {
+        super::CallError::invalid(format!("a state has at most {STATE_KEYS_MAX} keys, and this one has"))
+    }
+}
+
 /// What a runner needs of the host while one cycle runs. Called from runner threads, may block.
 pub trait HostCalls: Send + Sync + 'static {
     /// One call of the context: `method` is one of [`method`], request and answer are JSON.

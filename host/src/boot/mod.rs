@@ -64,6 +64,9 @@ pub use office::Office;
 pub use once::{Left, Once};
 pub use takeover::beside;
 
+/// Shortest patience with the store after a stop, until what it was handed is in it. What is not is done again by the
+/// next start, as after a crash.
+const LAST_WRITES: Duration = Duration::from_secs(5);
 /// Longest wait for the heartbeat to say that the daemon has stopped.
 const LAST_BEAT: Duration = Duration::from_secs(1);
 
@@ -212,7 +215,14 @@ impl Daemon {
         office.publish_views(true);
         let cut_off = if let End::GraceExceeded(left) = &end { left.as_slice() } else { &[] };
         LastEnd::note(&office.parts().settings.paths.last_end, cut_off);
-        close(store, log).await?;
+        let patience = crate::daemon::lifecycle::Office::graceful_timeout(&*office).max(LAST_WRITES);
+        let Ok(closed) = tokio::time::timeout(patience, close(store, log)).await else {
+            tracing::error!("daemon_store_not_closed_in_time");
+            // Its thread still writes: the root is free when the process is gone, not before.
+            std::mem::forget(lock);
+            return Ok(if matches!(end, End::Clean) { End::GraceExceeded(Vec::new()) } else { end });
+        };
+        closed?;
         drop(lock);
         Ok(end)
     }

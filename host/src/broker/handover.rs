@@ -13,6 +13,11 @@ use crate::store::{
     self, BeginStep, BegunStep, CycleNote, NoteKind, Pending, SettleStep, StepKind, StepState,
 };
 
+/// Notes and results of one cycle that may wait for the store. The call after that waits with them,
+/// so that a crowd of calls is as fast as the store, and whoever else asks the store for something
+/// waits for no more of them than these.
+pub(super) const WAITING_MAX: usize = 32;
+
 /// How sure [`CycleServices::settle_up`] has to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settling {
@@ -74,6 +79,20 @@ impl CycleServices {
             }
         }
         Ok(())
+    }
+
+    /// Waits until there is room for what the next call hands in. Without a lock: whoever looks at
+    /// the cycle meanwhile does not wait.
+    ///
+    /// # Errors
+    /// The store does not take what waits; the attempt is over, and what waits is kept.
+    pub(super) fn make_room(&self) -> Result<(), CallError> {
+        if self.live().lazy.len() < WAITING_MAX {
+            return Ok(());
+        }
+        // Its own error is told by what it waits for.
+        let _ = self.broker.store.flush().wait();
+        self.settle_up(Settling::Certainly).map_err(|error| self.end(Imposed::Store(error)))
     }
 
     /// Commits an intent. Whatever was handed in before is in the store when this returns.

@@ -5,14 +5,17 @@
 //! attempt stick: every later call gets the same. Recorded are results, errors the cycle can go
 //! on with (`denied` and `invalid` too: a re-run under another configuration must see what the
 //! cycle saw), `now`, `random` and usage deltas; never `busy`, and never what ends the attempt.
+//!
+//! However fast a runner calls, what it leaves to be written is bounded: in number by [`limit`], and
+//! at any one time by what may wait for the store ([`CycleServices::make_room`]).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use kairos_plugin_api::context::{HostCalls, method};
+use kairos_plugin_api::context::{HostCalls, limit, method};
 use kairos_plugin_api::{CallError, LlmRequest, Mandate, Report, Usage, code};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -26,7 +29,7 @@ use super::record::{Answer, Found, Replay, SelfTold};
 use super::stop::{Patience, StopSignal};
 use super::watch::Seen;
 use crate::domain::canonical;
-use crate::domain::talk::Talk;
+use crate::domain::talk::{Talk, shortened};
 use crate::store::{ClaimedCycle, NoteKind, Pending};
 
 /// Largest request of a runner, in bytes.
@@ -39,6 +42,9 @@ const STATE_VALUE_MAX: usize = 256 << 10;
 const STATE_PUTS_MAX: usize = 1 << 20;
 /// Most random bytes of one call.
 const RANDOM_MAX: u64 = 1024;
+/// Longest refusal that is recorded, in bytes; some quote the request.
+const REFUSAL_MAX: usize = 4 << 10;
+
 /// The services of one attempt of a cycle. Shared with the runner's threads.
 pub struct CycleServices {
     pub(super) broker: Arc<Broker>,
@@ -58,12 +64,19 @@ pub struct CycleServices {
 pub(super) struct Live {
     pub(super) replay: Replay,
     pub(super) phase: Option<String>,
+    /// Every phase that the runner named, and every one that a program of its told: these are noted.
+    phases: HashSet<String>,
+    pub(super) told_phases: HashSet<String>,
+    /// Deltas that came after the attempt's end.
+    late_deltas: u32,
     pub(super) positions: HashMap<Arc<str>, Position>,
     ending: Option<Imposed>,
     pub(super) metered: Usage,
     deltas: Usage,
     puts: HashMap<String, Value>,
     put_bytes: usize,
+    /// Keys that the state did not have.
+    new_keys: usize,
     pub(super) lazy: Vec<(Lazy, Pending<()>)>,
     pub(super) seen: Seen,
 }
@@ -91,12 +104,16 @@ impl CycleServices {
         let live = Live {
             replay: Replay::new(claimed.mandate.cycle, claimed.steps),
             phase: None,
+            phases: HashSet::new(),
+            told_phases: HashSet::new(),
+            late_deltas: 0,
             positions: HashMap::new(),
             ending: None,
             metered: Usage::ZERO,
             deltas: Usage::ZERO,
             puts: HashMap::new(),
             put_bytes: 0,
+            new_keys: 0,
             lazy: Vec::new(),
             seen: Seen::default(),
         };
@@ -207,9 +224,15 @@ impl CycleServices {
 
     /// A call that has a place in the record.
     fn step(&self, call: &str, request: &Value) -> Result<Value, CallError> {
+        self.make_room()?;
         if call == method::USAGE && self.ended().is_err() {
             // Usage is usage, but this attempt's record is closed: a re-run books its own.
-            return self.book(request, None);
+            let late = {
+                let mut live = self.live();
+                live.late_deltas = live.late_deltas.saturating_add(1);
+                live.late_deltas
+            };
+            return if late > limit::STEPS_MAX { Err(limit::steps()) } else { self.book(request, None) };
         }
         self.ended()?;
         if [method::LLM, method::TOOL, method::PROPOSE].contains(&call) {
@@ -233,6 +256,10 @@ impl CycleServices {
     }
 
     fn fresh(&self, call: &str, request: &Value, hash: String) -> Result<Value, CallError> {
+        if self.live().replay.next_seq() > limit::STEPS_MAX {
+            // Not recorded: a re-run comes to the same place and is told the same.
+            return Err(limit::steps());
+        }
         match call {
             method::LLM => self.llm(request, hash, None),
             method::TOOL => self.tool(request, hash),
@@ -294,9 +321,12 @@ impl CycleServices {
         params_hash: String,
         answer: Result<Value, CallError>,
     ) -> Result<Value, CallError> {
+        let answer =
+            answer.map_err(|error| CallError { message: shortened(error.message, REFUSAL_MAX), ..error });
         let told = SelfTold { call: call.to_owned(), params_hash, answer: Answer::of(&answer) };
         let seq = self.live().replay.next_seq();
-        self.note(NoteKind::Answer { seq, name: name.to_owned(), value: json!(told) });
+        let name = shortened(name.to_owned(), NAME_MAX);
+        self.note(NoteKind::Answer { seq, name, value: json!(told) });
         self.live().replay.advance();
         answer
     }
@@ -313,6 +343,7 @@ impl CycleServices {
     }
 
     fn phase(&self, request: &Value) -> Result<Value, CallError> {
+        self.make_room()?;
         self.ended()?;
         let name: String = field(request, "name")?;
         if !is_phase_name(&name) {
@@ -322,10 +353,18 @@ impl CycleServices {
         }
         let known = {
             let mut live = self.live();
+            let known = live.phases.contains(&name);
+            if !known && live.phases.len() == limit::PHASES_MAX {
+                return Err(limit::phases());
+            }
             live.phase = Some(name.clone());
             live.seen.phase = Some(name.clone());
-            live.replay.is_replaying()
+            if !known {
+                live.phases.insert(name.clone());
+            }
+            known || live.replay.is_replaying()
         };
+        // It is noted once, and a turn back to it is none of the record's lines.
         // While steps are left in the record, this was noted before they were.
         if !known {
             self.note(NoteKind::Phase(name));
@@ -353,6 +392,12 @@ impl CycleServices {
             return Err(CallError::invalid(format!(
                 "{bytes} bytes are too many: {STATE_VALUE_MAX} under a key, {STATE_PUTS_MAX} in a cycle"
             )));
+        }
+        if !self.state.contains_key(&key) && !live.puts.contains_key(&key) {
+            if self.state.len() + live.new_keys >= limit::STATE_KEYS_MAX {
+                return Err(limit::state_keys());
+            }
+            live.new_keys += 1;
         }
         live.put_bytes += bytes;
         live.puts.insert(key, value);

@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 use std::sync::PoisonError;
 
+use kairos_plugin_api::context::limit;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -111,8 +112,15 @@ impl Watch for CycleServices {
     /// and what a tool says of itself must not move it.
     fn phase(&self, name: &str) {
         if is_phase_name(name) {
-            self.note(NoteKind::Phase(name.to_owned()));
-            self.live().seen.phase = Some(name.to_owned());
+            let news = {
+                let live = &mut *self.live();
+                live.seen.phase = Some(name.to_owned());
+                // What it names beyond is shown and not kept.
+                live.told_phases.len() < limit::PHASES_MAX && live.told_phases.insert(name.to_owned())
+            };
+            if news {
+                self.note(NoteKind::Phase(name.to_owned()));
+            }
             self.say(tracing::Level::INFO, "phase", name, &Value::Null);
         }
     }

@@ -52,6 +52,17 @@ impl Talk {
     }
 }
 
+/// A text of at most `max` bytes and a few words; one that is longer is cut and says so.
+#[must_use]
+pub fn shortened(mut text: String, max: usize) -> String {
+    let bytes = text.len();
+    if bytes > max {
+        text.truncate(text.floor_char_boundary(max));
+        text.push_str(&format!(" [cut, {bytes} bytes in all]"));
+    }
+    text
+}
+
 /// The start of a line that is too long.
 #[must_use]
 pub fn cut(line: &str) -> &str {

@@ -1,6 +1,6 @@
 //! The inside of [`FakeHost`]: the script, the record, and the answers that follow from both.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::faults::Fault;
 use super::{FakeHost, LogLine, Step};
-use crate::context::{HostCalls, method};
+use crate::context::{HostCalls, limit, method};
 use crate::effect::{LlmReply, LlmRequest, ToolCall, ToolReply};
 use crate::error::{CallError, code};
 use crate::report::{Report, Status};
@@ -246,6 +246,10 @@ impl World {
                         "a phase's name is a word of at most 128 letters, digits, `_`, `-` and `.`",
                     ));
                 }
+                let known: HashSet<&String> = self.phases.iter().collect();
+                if known.len() == limit::PHASES_MAX && !known.contains(&name) {
+                    return Err(limit::phases());
+                }
                 self.phases.push(name);
             }
             method::PROGRESS => {
@@ -265,6 +269,12 @@ impl World {
                     return Err(CallError::invalid(format!(
                         "{bytes} bytes are too many: {STATE_VALUE_MAX} under a key, {STATE_PUTS_MAX} in a cycle"
                     )));
+                }
+                if !self.state.contains_key(&key) && !self.puts.contains_key(&key) {
+                    let own = self.puts.keys().filter(|key| !self.state.contains_key(*key)).count();
+                    if self.state.len() + own >= limit::STATE_KEYS_MAX {
+                        return Err(limit::state_keys());
+                    }
                 }
                 self.put_bytes += bytes;
                 self.puts.insert(key, request["value"].clone());
@@ -331,6 +341,9 @@ impl FakeHost {
             }
             if let Some(recorded) = world.replay(method, request) {
                 return recorded;
+            }
+            if world.position >= limit::STEPS_MAX as usize {
+                return Err(limit::steps());
             }
             if method == method::USAGE {
                 // Nothing is recorded of what cannot be read.

@@ -5,6 +5,7 @@
 mod bench;
 mod conformance;
 mod crash;
+mod floods;
 mod rules;
 
 use serde_json::{Value, json};

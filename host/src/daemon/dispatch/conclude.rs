@@ -1,10 +1,15 @@
 //! What a cycle's outcome means. Pure: no clock, no store; every rule is a row of the test's table.
 
+use kairos_plugin_api::context::limit::TEXT_MAX;
 use kairos_plugin_api::{Report, Status, code};
 
 use crate::broker::Imposed;
 use crate::domain::mandate::CycleEnd;
+use crate::domain::talk::shortened;
 use crate::runner::RunnerError;
+
+/// Longest reason that is kept, in bytes; some are an error's code.
+const REASON_MAX: usize = 128;
 
 /// Who asked a running cycle to end. More than one may have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,6 +70,16 @@ pub struct Verdict {
 impl Verdict {
     fn plain(end: CycleEnd) -> Self {
         Self { end, reason: None, error: None }
+    }
+
+    /// With texts as long as texts may be: they may be a runner's.
+    #[must_use]
+    pub(super) fn shortened(self) -> Self {
+        Self {
+            end: self.end,
+            reason: self.reason.map(|reason| shortened(reason, REASON_MAX)),
+            error: self.error.map(|error| shortened(error, TEXT_MAX)),
+        }
     }
 
     fn error(reason: &str, error: impl Into<String>) -> Self {

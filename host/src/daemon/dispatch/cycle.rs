@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
+use kairos_plugin_api::context::limit::TEXT_MAX;
 use kairos_plugin_api::{Report, Usage};
 use tokio::sync::oneshot;
 
@@ -18,6 +19,7 @@ use super::slots::{HoldKind, Running};
 use super::{Inner, OnLogError};
 use crate::broker::Settling;
 use crate::domain::mandate::CycleEnd;
+use crate::domain::talk::shortened;
 use crate::runner::{Death, Generation, RunnerError};
 use crate::store::ClaimedCycle;
 
@@ -153,9 +155,9 @@ impl Inner {
             saw_stop: host.saw_stop(),
             builtin: generation.identity().abi == "builtin",
         };
-        let verdict = conclude(&outcome, &seen);
+        let verdict = conclude(&outcome, &seen).shortened();
         self.settle_up(&services, running).await;
-        Ok(Ran { verdict, report: report_of(&outcome), services: Some(services) })
+        Ok(Ran { verdict, report: report_of(&outcome).map(shortened_report), services: Some(services) })
     }
 
     /// Whoever watches generations on trial hears of the end before it is recorded: a failure that
@@ -337,6 +339,12 @@ fn report_of(outcome: &Outcome) -> Option<Report> {
         }
         Outcome::Failed(_) | Outcome::Abandoned => None,
     }
+}
+
+/// A report whose texts are as long as texts may be.
+fn shortened_report(report: Report) -> Report {
+    let short = |text: Option<String>| text.map(|text| shortened(text, TEXT_MAX));
+    Report { summary: short(report.summary), error: short(report.error), ..report }
 }
 
 /// Runs a future; a panic in it comes back as its text.

@@ -14,19 +14,17 @@ mod lines;
 use std::collections::VecDeque;
 
 use kairos_plugin_api::Usage;
+use kairos_plugin_api::context::limit::{PHASES_MAX, TEXT_MAX};
 use serde_json::Value;
 use tracing::Level;
 
 use super::text::cut_end;
+use crate::domain::talk::shortened;
 
-/// Longest text of an agent's last word that is kept, in bytes.
-const TEXT_MAX: usize = 64 << 10;
 /// Lines kept of what is no message.
 const LOG_LINES: usize = 50;
 /// Longest of them, in bytes.
 const LOG_LINE_MAX: usize = 500;
-/// Different phases of one run that are kept.
-const PHASES_MAX: usize = 32;
 /// Places of a text at which a document is looked for.
 const STARTS_TRIED: usize = 32;
 const NANO: f64 = 1e9;
@@ -237,7 +235,7 @@ impl Reading {
 
     fn say(&mut self, text: &str) {
         if !text.is_empty() {
-            self.text = Some(cut_end(text, TEXT_MAX).to_owned());
+            self.text = Some(shortened(text.to_owned(), TEXT_MAX));
         }
     }
 
