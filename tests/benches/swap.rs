@@ -246,7 +246,7 @@ impl Swapper {
     /// A file as an operator would name it, tried and prepared as the daemon does it.
     fn prepare(&mut self, bytes: &[u8]) -> Result<Arc<Generation>, String> {
         let path = self.dir.path().join("candidate.so");
-        fs::write(&path, bytes).unwrap();
+        priority::at_leisure(|| fs::write(&path, bytes).unwrap());
         let plugin = priority::at_leisure(|| PluginFile::open(&path)).map_err(|error| error.to_string())?;
         self.runners.keep(&plugin).unwrap();
         let trial = self.runners.on_trial(&self.config, &plugin, Pace::Background);
@@ -258,9 +258,11 @@ impl Swapper {
         Ok(next)
     }
 
+    /// Made where nobody waits for it: somebody's build is no part of a swap.
     fn next(&mut self, mode: &str) -> Vec<u8> {
         self.made += 1;
-        bytes_of(mode, self.made)
+        let made = self.made;
+        priority::at_leisure(|| bytes_of(mode, made))
     }
 
     fn swaps(&mut self, count: u32) {

@@ -236,7 +236,7 @@ impl Launcher {
         plugin: &PluginFile,
         pace: Pace,
     ) -> Result<Arc<dyn RunnerBackend>, LoadError> {
-        let (path, isolation) = self.admit(config, plugin)?;
+        let (path, isolation) = self.admit(config, plugin, pace)?;
         if isolation != Isolation::InProcess {
             return self.launch_worker(config, plugin, isolation, pace);
         }
@@ -253,7 +253,7 @@ impl Launcher {
     /// # Errors
     /// As for [`Self::launch`].
     pub fn rehearse(&self, config: &RunnerConfig, plugin: &PluginFile) -> Result<Rehearsed, LoadError> {
-        let (_, isolation) = self.admit(config, plugin)?;
+        let (_, isolation) = self.admit(config, plugin, Pace::Usual)?;
         let (worker, unwell) = match isolation {
             Isolation::InProcess if self.workers.is_none() => (None, None),
             Isolation::InProcess => (Some(self.tried(config, plugin, Pace::Usual)?), None),
@@ -268,14 +268,19 @@ impl Launcher {
     }
 
     /// What comes before a backend is started: the file may run here, and is kept.
-    fn admit(&self, config: &RunnerConfig, plugin: &PluginFile) -> Result<(PathBuf, Isolation), LoadError> {
+    fn admit(
+        &self,
+        config: &RunnerConfig,
+        plugin: &PluginFile,
+        pace: Pace,
+    ) -> Result<(PathBuf, Isolation), LoadError> {
         library::check_version(&plugin.manifest)?;
         let isolation = self.isolation_for(config, plugin)?;
         if isolation == Isolation::InProcess {
             // Before a copy is kept: what cannot be mapped here need not be in the store.
             library::check_manifest(&plugin.manifest)?;
         }
-        let path = self.store.keep(plugin)?;
+        let path = self.store.keep_at(pace, plugin)?;
         if let Some(policy) = &self.trust {
             self.store.vouch(&plugin.sha256, &policy.credentials(plugin))?;
         }
@@ -307,7 +312,7 @@ impl Launcher {
             Pace::Usual => workers,
             Pace::Background => self.background(workers),
         };
-        self.store.keep(plugin)?;
+        self.store.keep_at(pace, plugin)?;
         let mut config = config.clone();
         let spec = if self.trust(plugin).holds() {
             // It may run unconfined afterwards: a machine without a sandbox does not stop it, nor

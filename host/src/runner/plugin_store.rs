@@ -9,11 +9,12 @@ use std::time::SystemTime;
 
 use sha2::{Digest, Sha256};
 
+use super::launch::Pace;
 use super::load_error::LoadError;
 use super::manifest::{self, PluginFile};
 use super::trust::Credentials;
 use super::trust::list::is_sha256;
-use crate::sys::files;
+use crate::sys::{files, priority};
 
 /// Everybody may read, nobody may write.
 const MODE: u32 = 0o444;
@@ -45,15 +46,29 @@ impl PluginStore {
     /// # Errors
     /// `io` when it cannot be kept.
     pub fn keep(&self, plugin: &PluginFile) -> Result<PathBuf, LoadError> {
+        self.keep_at(Pace::Usual, plugin)
+    }
+
+    /// The same: whether it is there is found out at that pace. It is never written at leisure, since
+    /// others wait for the same disk.
+    pub(super) fn keep_at(&self, pace: Pace, plugin: &PluginFile) -> Result<PathBuf, LoadError> {
         let path = self.path_of(&plugin.sha256);
-        // What is there may have been damaged since; only equal bytes are trusted.
-        if manifest::read_any(&path).is_ok_and(|bytes| bytes == plugin.bytes) {
+        let there = match pace {
+            Pace::Usual => self.has(plugin),
+            Pace::Background => priority::at_leisure(|| self.has(plugin)),
+        };
+        if there {
             touch(&path);
             return Ok(path);
         }
         files::create_dirs(&self.dir).map_err(|error| not_kept(&path, &error))?;
         files::replace(&path, &plugin.bytes, MODE).map_err(|error| not_kept(&path, &error))?;
         Ok(path)
+    }
+
+    /// Whether a file is kept. What is there may have been damaged since: only equal bytes are trusted.
+    fn has(&self, plugin: &PluginFile) -> bool {
+        manifest::read_any(&self.path_of(&plugin.sha256)).is_ok_and(|bytes| bytes == plugin.bytes)
     }
 
     /// Keeps what speaks for a file beside it, for when an open cycle needs the copy and the file
