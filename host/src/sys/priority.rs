@@ -58,9 +58,10 @@ struct Attributes {
 }
 
 /// Lets this thread, and none that it starts, hold a core for short turns only: what others wait for is
-/// this thread, and what a runner starts is to be as on any other day. Its share of the core stays the same, and it gets it sooner: what becomes ready with a
-/// short turn takes the core from whoever has a longer one, which would otherwise be held until the
-/// next tick, milliseconds later. A kernel before 6.12 knows no such thing and takes no notice.
+/// this thread, and what a runner starts is to be as on any other day. Its share of the core stays the
+/// same, and it gets it sooner: what becomes ready with a short turn takes the core from whoever has a
+/// longer one, which would otherwise be held until the next tick, milliseconds later. A kernel before
+/// 6.12 knows no such thing and takes no notice.
 ///
 /// # Errors
 /// The system's; turns are as long as before then.
