@@ -35,7 +35,7 @@ pub fn line(text: &str) -> anyhow::Result<()> {
     heard(text).map(drop)
 }
 
-/// As [`line`], for those who have nothing to do but talk.
+/// As [`line()`], for those who have nothing to do but talk.
 pub fn heard(text: &str) -> anyhow::Result<Reader> {
     let text = text.trim_end_matches('\n');
     if text.is_empty() {
