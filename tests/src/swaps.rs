@@ -112,7 +112,12 @@ pub fn swapped(root: &Root, file: &Path) -> Value {
 /// The word of a refusal, and the view that says more.
 #[must_use]
 pub fn refused(root: &Root, file: &Path) -> (String, Value) {
-    let ran = swap(root, file);
+    refusal(&swap(root, file))
+}
+
+/// The same of a swap that has been asked for.
+#[must_use]
+pub fn refusal(ran: &Ran) -> (String, Value) {
     assert_eq!(ran.code, 1, "{} {}", ran.stdout, ran.stderr);
     let error: Value = serde_json::from_str(&ran.stderr).unwrap_or_else(|_| panic!("{}", ran.stderr));
     let view = serde_json::from_str(&ran.stdout).unwrap_or_default();
