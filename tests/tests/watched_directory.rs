@@ -213,7 +213,8 @@ fn what_came_while_the_kernel_dropped_events_is_found_by_a_look() -> Result<()> 
     fs::rename(next, dir.join("b.so"))?;
     kill_process(daemon.pid(), Signal::CONT)?;
     wait_serves(&root, "b after")?;
-    assert_eq!(root.logged("plugins_events_lost").len(), 1);
+    // Said at most once; not at all, when something else had it look before it came to the loss.
+    assert!(root.logged("plugins_events_lost").len() <= 1);
     Ok(())
 }
 
