@@ -75,6 +75,10 @@ fn used(pid: Pid) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::CommandExt;
+
+    use rustix::process::{Signal, kill_process_group};
+
     use super::*;
 
     #[test]
@@ -93,21 +97,24 @@ mod tests {
     #[test]
     fn the_time_of_all_below_holds_what_runs_there_and_what_has_ended_there() {
         let used = |script: &str| {
-            let mut child = std::process::Command::new("sh").args(["-c", script]).spawn().unwrap();
+            let mut command = std::process::Command::new("sh");
+            let mut child = command.args(["-c", script]).process_group(0).spawn().unwrap();
             let pid = Pid::from_child(&child);
             let own = || of(pid).unwrap();
             let until = std::time::Duration::from_millis(50);
             let found = std::iter::repeat_with(|| (of_all_below(pid).unwrap(), own()))
                 .find(|(all, _)| *all > until)
                 .unwrap();
-            assert!(first_child(pid).is_some());
-            child.kill().unwrap();
+            // Between two that are over in no time there is none.
+            assert!(std::iter::repeat_with(|| first_child(pid)).any(|child| child.is_some()));
+            // With all that it started.
+            kill_process_group(pid, Signal::KILL).unwrap();
             child.wait().unwrap();
             assert_eq!(of_all_below(pid), None);
             found
         };
         // A child that computes, whose own child sleeps; and children that are over in no time.
-        let (all, own) = used("(sleep 1000 & while :; do :; done) & pid=$!; trap 'kill $pid' EXIT; wait");
+        let (all, own) = used("(sleep 1000 & while :; do :; done) & wait");
         assert!(own < all, "{own:?} {all:?}");
         used("while :; do /bin/true; sleep 0; done");
     }
