@@ -76,14 +76,20 @@ fn a_version_past_its_trial_that_cannot_be_loaded_is_named_and_can_be_replaced_o
     Ok(())
 }
 
-#[test]
-fn a_version_on_trial_that_kills_the_daemon_is_rolled_back_by_the_next_start() -> Result<()> {
+/// A root whose daemon a version on trial has killed, the swap to that, and the mandate that it ran.
+fn died_on_trial() -> Result<(Root, Value, String)> {
     let root = root("plain", LONG_TRIAL);
     let mut daemon = root.start()?;
     run(&root, &["prompt=hello"])?;
     let view = swapped(&root, &trusted(&root, "traps-abort"));
     let id = root.add("work", &["trap=true", "prompt=hello"]);
     assert!(daemon.wait()?.code().is_none(), "by a signal");
+    Ok((root, view, id))
+}
+
+#[test]
+fn a_version_on_trial_that_kills_the_daemon_is_rolled_back_by_the_next_start() -> Result<()> {
+    let (root, view, id) = died_on_trial()?;
     let _daemon = root.start()?;
     let row = root.wait_state(&id, &["succeeded", "failed", "review"])?;
     assert_eq!((&row["state"], summary(&row)), (&json!("succeeded"), "plain after 2"), "{row}");
@@ -103,12 +109,7 @@ fn close_to_its_crash_limit(root: &Root, id: &str) -> Result<()> {
 
 #[test]
 fn a_mandate_that_comes_to_its_crash_limit_on_a_version_that_is_rolled_back_is_run_again() -> Result<()> {
-    let root = root("plain", LONG_TRIAL);
-    let mut daemon = root.start()?;
-    run(&root, &["prompt=hello"])?;
-    let view = swapped(&root, &trusted(&root, "traps-abort"));
-    let id = root.add("work", &["trap=true", "prompt=hello"]);
-    assert!(daemon.wait()?.code().is_none(), "by a signal");
+    let (root, view, id) = died_on_trial()?;
     close_to_its_crash_limit(&root, &id)?;
     let mut daemon = root.start()?;
     let row = root.wait_state(&id, &["succeeded", "failed", "review"])?;

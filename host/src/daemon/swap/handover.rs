@@ -106,21 +106,7 @@ impl Inner {
         let (next, count) = (Arc::clone(ready), serves.instances());
         let warm = on_thread("load", limit, &*self.parts.clock, move || next.warm(count));
         swap.halts.or(warm).await?.map_err(|error| state_error("import_failed", &error))?;
-        let limit = swap.settings.drain_timeout;
-        let why = format!(
-            "new cycles wait while swap {} hands the state over, once the running ones have ended; since {}, \
-             for {} s at most (swap.drain_timeout); `kairos plugin swap {runner} --abort` gives it up",
-            swap.view.borrow().id,
-            self.parts.clock.now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
-            limit.as_secs_f64()
-        );
-        let held = self.held(runner, why);
-        let idle = async { Ok(self.parts.dispatch.runner_idle(runner, limit).await) };
-        if !swap.halts.or(idle).await? {
-            let message = format!("its cycles did not come to a boundary within {} s", limit.as_secs_f64());
-            let remedy = "try again later, raise swap.drain_timeout, or begin without the state: --cold";
-            return Err(Refusal::new("no_boundary", message).remedy(remedy));
-        }
+        let held = self.boundary(swap).await?;
         let limit = swap.settings.shadow_deadline;
         let serves = Arc::clone(serves);
         let clock = Arc::clone(&self.parts.clock);
@@ -150,6 +136,27 @@ impl Inner {
         tracing::info!(runner, states = told_as, aside, "runner_state_handed_over");
         told(if swap.plan.back.is_some() && told_as == "none" && aside > 0 { "cold" } else { &told_as });
         Ok((Some(held), Some(states)))
+    }
+
+    /// Comes to a moment when no cycle runs; new ones wait until the guard goes.
+    async fn boundary(&self, swap: &Swap) -> Result<Held, Refusal> {
+        let runner = swap.plan.runner.as_str();
+        let limit = swap.settings.drain_timeout;
+        let why = format!(
+            "new cycles wait while swap {} hands the state over, once the running ones have ended; since {}, \
+             for {} s at most (swap.drain_timeout); `kairos plugin swap {runner} --abort` gives it up",
+            swap.view.borrow().id,
+            self.parts.clock.now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
+            limit.as_secs_f64()
+        );
+        let held = self.held(runner, why);
+        let idle = async { Ok(self.parts.dispatch.runner_idle(runner, limit).await) };
+        if !swap.halts.or(idle).await? {
+            let message = format!("its cycles did not come to a boundary within {} s", limit.as_secs_f64());
+            let remedy = "try again later, raise swap.drain_timeout, or begin without the state: --cold";
+            return Err(Refusal::new("no_boundary", message).remedy(remedy));
+        }
+        Ok(held)
     }
 
     /// The schemas that a version lists; none when its file cannot be read any more.

@@ -427,12 +427,11 @@ impl Inner {
             (None, Some(_)) => E::StandBack,
             (None, None) => E::Drain,
         };
-        let reason = back.map(ToOwned::to_owned);
         let returns = back.map(|who| format!("the version after it was {who}"));
         let canary = on_trial.is_some();
         let activate = GenerationMove { canary, handover, ..GenerationMove::new(next, E::Activate, returns) };
         let mut moves = vec![activate];
-        moves.extend(old.map(|old| GenerationMove::new(old, leaves, reason)));
+        moves.extend(old.map(|old| GenerationMove::new(old, leaves, back.map(ToOwned::to_owned))));
         let baseline =
             if canary { self.recorded(runner, crate::store::RECENT_MAX).await? } else { Vec::new() };
         self.parts.generations.move_generations(moves, self.parts.clock.now()).await?;
